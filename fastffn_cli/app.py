@@ -1,0 +1,109 @@
+"""The Typer app. Imports nothing heavy: commands import paddle, numpy, pydantic when they run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fastffn_cli import __version__, ui
+from fastffn_cli.commands import (
+    bench,
+    config,
+    convert,
+    doctor,
+    eval,
+    generate,
+    inspect,
+    posttrain,
+    prepare,
+    pretrain,
+)
+from fastffn_cli.errors import FastFFNError
+
+TRAIN = "Train and use a model"
+LOOK = "Look before you run"
+
+app = typer.Typer(
+    name="fastffn",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib import metadata
+
+    installed = {}
+    for package in ("paddlepaddle", "paddlepaddle-gpu", "paddle-custom-npu"):
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    builds = ", ".join(f"{name} {version}" for name, version in installed.items()) or "no paddle"
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    ui.data(f"fastffn {__version__} ({builds}, python {python})")
+    raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            metavar="",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of fastffn, paddle and python.",
+        ),
+    ] = False,
+) -> None:
+    """Train GPT-like models faster: cheap low-rank feed-forward layers first, dense at the end.
+
+    A whole run is three commands: `pretrain`, `convert`, `posttrain`.
+    """
+
+
+for name, module, panel in (
+    ("prepare", prepare, TRAIN),
+    ("pretrain", pretrain, TRAIN),
+    ("convert", convert, TRAIN),
+    ("posttrain", posttrain, TRAIN),
+    ("eval", eval, TRAIN),
+    ("generate", generate, TRAIN),
+    ("bench", bench, LOOK),
+    ("inspect", inspect, LOOK),
+    ("config", config, LOOK),
+    ("doctor", doctor, LOOK),
+):
+    app.command(name, rich_help_panel=panel)(module.run)
+
+
+def _with_resume_value(arguments: list[str]) -> list[str]:
+    """Let `--resume` stand alone: Typer has no option with an optional value."""
+    completed = []
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        completed.append(argument)
+        if argument == "--resume" and following.startswith("-"):
+            completed.append("auto")
+    return completed
+
+
+def main() -> None:
+    """Run the command line; errors the user can act on become a message and an exit code."""
+    try:
+        app(args=_with_resume_value(sys.argv[1:]))
+    except FastFFNError as error:
+        ui.show_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our stdout went away (`fastffn generate ... | head`): not an error.
+        sys.stdout = None
+        sys.exit(0)

@@ -1,0 +1,55 @@
+"""`fastffn pretrain`: stage 1."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastffn_cli.commands.options import ConfigOption, DeviceOption, OverrideOption
+from fastffn_cli.commands.stage import train
+
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[auto|DIR]",
+        help="Continue the run of output_dir (auto, also when nothing follows), or the one in DIR.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        metavar="",
+        help="Check everything, print parameters, FLOPs, memory and budget, and stop.",
+    ),
+]
+
+
+def run(
+    config: ConfigOption,
+    override: OverrideOption = None,
+    resume: ResumeOption = None,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = None,
+) -> None:
+    """Stage 1: train a GPT, with cheap feed-forward layers or dense ones.
+
+    **Examples**
+
+    `fastffn pretrain -c demo -o Data.dataset.input_dir=data/book`
+
+    `fastffn pretrain -c gpt-124m-fastffn --dry-run`
+
+    `fastffn pretrain -c my.yaml --resume`
+    """
+    train(
+        "pretrain",
+        config=config,
+        overrides=override,
+        device=device,
+        resume=resume,
+        start_from=None,
+        dry_run=dry_run,
+    )

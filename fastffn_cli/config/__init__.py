@@ -1,0 +1,1 @@
+"""YAML files and `-o` overrides become one validated, frozen `Config`."""

@@ -1,0 +1,149 @@
+"""From `-c FILE -o key=value` to one validated, frozen Config. The way in for every command."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastffn_cli.config import rules  # noqa: F401  (registers the rules)
+from fastffn_cli.config.derive import derive_values, yield_to_overrides
+from fastffn_cli.config.keys import all_keys
+from fastffn_cli.config.layers import STDIN, LayerReader, show_path
+from fastffn_cli.config.origin import DEFAULT, DERIVED, Origin, Problem, sort_problems
+from fastffn_cli.config.overrides import apply_device, apply_overrides
+from fastffn_cli.config.review import review_config
+from fastffn_cli.config.schema import Config
+from fastffn_cli.config.shipped import find_config_file
+from fastffn_cli.config.validate import validate_tree
+from fastffn_cli.config.yaml_tree import Branch
+from fastffn_cli.errors import ConfigError
+
+_HINT = "fastffn config KEY   explains a key"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration with all values filled in, and the story of each.
+
+    `origins` has every dotted key of `config`. `warnings` are probably mistakes, `notices` are good
+    to know; both are complete lines with their place.
+    """
+
+    config: Config
+    origins: dict[str, Origin]
+    warnings: list[str]
+    notices: list[str]
+    source: str
+    overrides: tuple[str, ...]
+
+    def require(self, *keys: str) -> None:
+        """Raise ConfigError for every one of these keys that has no value.
+
+        The schema leaves open what not every command needs, such as `Data.dataset.input_dir`.
+        """
+        missing = []
+        for key in keys:
+            if value_at(self.config, key) is None:
+                description = all_keys()[key].description.rstrip(".")
+                text = f"'{key}' is required: {description}. Add it, or type -o {key}=..."
+                missing.append(f"{self.source}  {text}")
+        if missing:
+            raise ConfigError(self.source, missing, hint=f"fastffn config {keys[0]}")
+
+
+def load_config(
+    source: str, overrides: Sequence[str] = (), *, device: str | None = None
+) -> Resolved:
+    """Read, merge, check and complete a configuration.
+
+    `source` is a path, the bare name of a shipped config, or `-` for stdin; `overrides` are the
+    arguments of `-o`; `device` is short for a last override of `Global.device`.
+
+    Raises ConfigError with all problems together, each with its place.
+    """
+    reader = LayerReader()
+    tree = reader.read(source)
+    name = STDIN if source == "-" else show_path(find_config_file(source))
+    return _resolve(reader, tree, name, overrides, device)
+
+
+def default_config(overrides: Sequence[str] = ()) -> Resolved:
+    """Return the configuration of an empty file, with overrides."""
+    tree = Branch(Origin("default"))
+    return _resolve(LayerReader(), tree, "the command line", overrides, None)
+
+
+def parse_config_file(path: str | os.PathLike[str]) -> Config:
+    """Read a configuration that `dump_config` wrote; strict, as every other file.
+
+    Raises ConfigError when it is missing or wrong.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(str(file), [f"there is no file '{file}'"])
+    reader = LayerReader()
+    return _resolve(reader, reader.read_file(file), show_path(file), (), None).config
+
+
+def _resolve(
+    reader: LayerReader, tree: Branch, name: str, overrides: Sequence[str], device: str | None
+) -> Resolved:
+    problems = list(reader.problems)
+    tree = apply_overrides(tree, overrides, problems)
+    if device is not None:
+        tree = apply_device(tree, device)
+    yield_to_overrides(tree)
+    config, invalid = validate_tree(tree, problems)
+    given = {".".join(path): leaf.origin for path, leaf in tree.leaves() if leaf.value is not None}
+    review = review_config(config, given, invalid)
+    problems += review.problems
+    if problems:
+        lines = [
+            problem.line_of_report(name) for problem in sort_problems(problems, name, overrides)
+        ]
+        raise ConfigError(name, lines, hint=_HINT)
+    config, derived = derive_values(config, set(given))
+    origins = {key: _origin(key, given, derived) for key, _ in flatten(config)}
+    return Resolved(
+        config=config,
+        origins=origins,
+        warnings=_lines(reader.warnings + review.warnings, name),
+        notices=_lines(reader.notices + review.notices, name),
+        source=name,
+        overrides=tuple(overrides),
+    )
+
+
+def _origin(key: str, given: dict[str, Origin], derived: set[str]) -> Origin:
+    if key in derived:
+        return DERIVED
+    return given.get(key, DEFAULT)
+
+
+def _lines(problems: list[Problem], name: str) -> list[str]:
+    return [problem.line_of_report(name) for problem in sort_problems(problems, name)]
+
+
+def flatten(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key with its value, in the order of the schema."""
+
+    def walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict):
+                yield from walk(value, key + ".")
+            else:
+                yield key, value
+
+    yield from walk(config.model_dump(), "")
+
+
+def value_at(config: Config, key: str) -> Any:
+    """Return the value of a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,67 @@
+"""How rules between keys are registered and run, and what they report.
+
+A rule is skipped when one of its keys is invalid already: the user should not read about a
+consequence of another problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fastffn_cli.config.origin import DEFAULT, Origin, Problem
+from fastffn_cli.config.schema import Config
+
+
+@dataclass
+class Review:
+    """A Config under review, the places of what the user wrote, and what was found."""
+
+    config: Config
+    given: Mapping[str, Origin]
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+    notices: list[Problem] = field(default_factory=list)
+
+    def place(self, keys: tuple[str, ...]) -> Origin:
+        """Return the place of the first key that the user wrote."""
+        return next((self.given[key] for key in keys if key in self.given), DEFAULT)
+
+    def error(self, text: str, *keys: str) -> None:
+        """Add something that has to change."""
+        self.problems.append(Problem(self.place(keys), text))
+
+    def warn(self, text: str, *keys: str) -> None:
+        """Add something that is probably not meant."""
+        self.warnings.append(Problem(self.place(keys), text))
+
+    def note(self, text: str, *keys: str) -> None:
+        """Add something that is good to know."""
+        self.notices.append(Problem(self.place(keys), text))
+
+
+Rule = Callable[[Review], None]
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+
+def reads(*keys: str) -> Callable[[Rule], Rule]:
+    """Register a rule with the dotted keys (or blocks) it reads."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.append((keys, rule))
+        return rule
+
+    return register
+
+
+def review_config(config: Config, given: Mapping[str, Origin], invalid: set[str]) -> Review:
+    """Run every rule whose keys are valid."""
+    review = Review(config, given)
+    for keys, rule in _RULES:
+        if not any(_touches(key, bad) for key in keys for bad in invalid):
+            rule(review)
+    return review
+
+
+def _touches(key: str, bad: str) -> bool:
+    return key == bad or key.startswith(bad + ".") or bad.startswith(key + ".")

@@ -1,0 +1,328 @@
+"""Rules between keys: one small function each, registered with the keys it reads.
+
+Every text ends in what to type.
+"""
+
+from __future__ import annotations
+
+from fastffn_cli.config.derive import ACCUMULATE, ENABLE, GLOBAL, LOCAL, MICRO, PURE_FP16
+from fastffn_cli.config.ffn import LowRankFFN
+from fastffn_cli.config.review import Review, reads
+from fastffn_cli.config.schema import Config
+from fastffn_cli.config.schema_training import LearningRate
+
+_DEFAULT_CAP = LowRankFFN(kind="low_rank").lr_cap
+
+
+@reads(GLOBAL, LOCAL, MICRO, ACCUMULATE, "Distributed.dp_degree", "Distributed.sharding")
+def _batch_sizes_agree(review: Review) -> None:
+    sizes = review.config.Data.batch_size
+    total, local, micro = sizes.global_batch_size, sizes.local_batch_size, sizes.micro_batch_size
+    steps = review.config.Engine.accumulate_steps
+    degrees = review.config.Distributed
+    if degrees.dp_degree * degrees.sharding.sharding_degree > 1:
+        return  # refused by its own rule
+    if total is not None and local is not None and total != local:
+        review.error(
+            f"global_batch_size {total} and local_batch_size {local} differ, and one process does "
+            f"the whole step: set both to {total}, or leave one blank",
+            LOCAL, GLOBAL,
+        )  # fmt: skip
+        return
+    batch = local or total
+    if batch is None:
+        return
+    name, key = ("local_batch_size", LOCAL) if local else ("global_batch_size", GLOBAL)
+    if MICRO in review.given and batch % micro:
+        fits = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
+        review.error(
+            f"{name} {batch} is not a multiple of micro_batch_size {micro}: set micro_batch_size "
+            f"to {fits}, or {name} to {-(-batch // micro) * micro}",
+            MICRO, key,
+        )  # fmt: skip
+    elif MICRO in review.given and steps is not None and batch != steps * micro:
+        review.error(
+            f"accumulate_steps {steps} is not {name} {batch} / micro_batch_size {micro} = "
+            f"{batch // micro}: leave accumulate_steps blank",
+            ACCUMULATE, MICRO, key,
+        )  # fmt: skip
+    elif MICRO not in review.given and batch % (steps or min(micro, batch)):
+        divisor = f"accumulate_steps {steps}" if steps else f"micro_batch_size {micro} (default)"
+        limit = batch // steps if steps else micro
+        fits = max(size for size in range(1, max(limit, 1) + 1) if batch % size == 0)
+        review.error(
+            f"{name} {batch} is not a multiple of {divisor}: set micro_batch_size to {fits}"
+            + (" and leave accumulate_steps blank" if steps else ""),
+            *((ACCUMULATE, key) if steps else (key,)),
+        )
+
+
+@reads("Model.hidden_size", "Model.num_attention_heads")
+def _heads_divide_width(review: Review) -> None:
+    width, heads = review.config.Model.hidden_size, review.config.Model.num_attention_heads
+    if width % heads:
+        fits = min(
+            (size for size in range(1, width + 1) if width % size == 0),
+            key=lambda size: (abs(size - heads), size),
+        )
+        review.error(
+            f"hidden_size {width} is not a multiple of num_attention_heads {heads}: set "
+            f"num_attention_heads to {fits}, or hidden_size to {-(-width // heads) * heads}",
+            "Model.num_attention_heads", "Model.hidden_size",
+        )  # fmt: skip
+
+
+@reads("Model.hidden_size", "Model.ffn_hidden_size", "Model.ffn")
+def _rank_fits(review: Review) -> None:
+    model = review.config.Model
+    if not isinstance(model.ffn, LowRankFFN):
+        return
+    inner = model.ffn_hidden_size or 4 * model.hidden_size
+    smaller, rank = min(model.hidden_size, inner), model.ffn.rank
+    name = "hidden_size" if smaller == model.hidden_size else "ffn_hidden_size"
+    keys = ("Model.ffn.rank", f"Model.{name}", "Model.ffn.kind")
+    if rank > smaller:
+        review.error(
+            f"rank {rank} is above {name} {smaller}: set Model.ffn.rank to at most {smaller}; "
+            "the original uses 8",
+            *keys,
+        )
+    elif rank * (model.hidden_size + inner) >= model.hidden_size * inner:
+        most = (model.hidden_size * inner - 1) // (model.hidden_size + inner)
+        review.warn(
+            f"factors of rank {rank} cost as much as the dense weights they replace: set "
+            f"Model.ffn.rank to at most {most}",
+            *keys,
+        )
+
+
+@reads("Model.ffn")
+def _cap_needs_rule(review: Review) -> None:
+    ffn = review.config.Model.ffn
+    if isinstance(ffn, LowRankFFN) and ffn.lr_rule == "none" and ffn.lr_cap != _DEFAULT_CAP:
+        review.note("lr_cap has no effect while lr_rule is none", "Model.ffn.lr_cap")
+
+
+@reads("Data.dataset.max_seq_len", "Model.max_position_embeddings")
+def _sequence_fits(review: Review) -> None:
+    length = review.config.Data.dataset.max_seq_len
+    positions = review.config.Model.max_position_embeddings
+    if length > positions:
+        review.error(
+            f"max_seq_len {length} is longer than max_position_embeddings {positions}: set "
+            f"Data.dataset.max_seq_len to at most {positions}, or raise "
+            "Model.max_position_embeddings",
+            "Data.dataset.max_seq_len", "Model.max_position_embeddings",
+        )  # fmt: skip
+
+
+@reads("Offline_Eval", "Model.max_position_embeddings")
+def _window_fits(review: Review) -> None:
+    section, positions = review.config.Offline_Eval, review.config.Model.max_position_embeddings
+    window, shift = section.max_seq_len, section.overlapping_eval
+    key, shift_key = "Offline_Eval.max_seq_len", "Offline_Eval.overlapping_eval"
+    if window is not None and window > positions:
+        review.error(
+            f"Offline_Eval.max_seq_len {window} is longer than max_position_embeddings "
+            f"{positions}: set it to at most {positions}, or leave it blank",
+            key,
+        )
+    elif shift_key in review.given and shift > (window or positions):
+        review.error(
+            f"overlapping_eval {shift} is longer than the window of {window or positions} tokens: "
+            f"set it to at most {window or positions}, or leave it blank",
+            shift_key,
+        )
+
+
+@reads("Optimizer.lr")
+def _learning_rates(review: Review) -> None:
+    lr = review.config.Optimizer.lr
+    prefix = "Optimizer.lr."
+    if lr.name == "constant":
+        if lr.min_lr != LearningRate().min_lr:
+            review.note("min_lr has no effect on a constant schedule", prefix + "min_lr")
+    elif lr.min_lr > lr.max_lr:
+        review.warn(
+            f"min_lr {lr.min_lr:g} is above max_lr {lr.max_lr:g}: the learning rate will rise "
+            "after the warm-up. Exchange the two unless you mean it",
+            prefix + "min_lr", prefix + "max_lr",
+        )  # fmt: skip
+    if lr.warmup_steps is not None and lr.warmup_rate != LearningRate().warmup_rate:
+        review.note("warmup_rate has no effect beside warmup_steps", prefix + "warmup_rate")
+
+
+@reads("Optimizer.lr", "Engine.max_steps")
+def _schedule_fits(review: Review) -> None:
+    lr, most = review.config.Optimizer.lr, review.config.Engine.max_steps
+    prefix = "Optimizer.lr."
+    decay = lr.decay_steps or most
+    warm_up = lr.warmup_steps
+    if warm_up is not None and decay is not None and warm_up > decay:
+        name = "decay_steps" if lr.decay_steps else "max_steps"
+        review.warn(
+            f"warmup_steps {warm_up} is longer than {name} {decay}: max_lr is never reached. Set "
+            f"{prefix}warmup_steps below {decay}",
+            prefix + "warmup_steps",
+        )
+    elif lr.decay_steps and most and lr.name != "constant" and lr.decay_steps > most:
+        review.note(
+            f"decay_steps {lr.decay_steps} is longer than the run's {most} steps: the learning "
+            "rate does not come down to min_lr",
+            prefix + "decay_steps",
+        )
+
+
+@reads("Engine.mix_precision")
+def _precision_agrees(review: Review) -> None:
+    mix = review.config.Engine.mix_precision
+    prefix = "Engine.mix_precision."
+    if mix.use_pure_fp16:
+        for name, value, pure in (
+            ("enable", mix.enable, True), ("dtype", mix.dtype, "float16"),
+            ("level", mix.level, "O2"),
+        ):  # fmt: skip
+            if value is not None and value != pure:
+                shown = str(value).lower() if isinstance(value, bool) else value
+                review.error(
+                    f"use_pure_fp16: true means {name}: {pure!s}, and {name} is {shown}: remove "
+                    "one of the two",
+                    prefix + name, PURE_FP16,
+                )  # fmt: skip
+    both = sorted(set(mix.custom_black_list) & set(mix.custom_white_list))
+    if both:
+        review.error(
+            f"{', '.join(both)} in custom_black_list and in custom_white_list: keep one",
+            prefix + "custom_white_list", prefix + "custom_black_list",
+        )  # fmt: skip
+    if (
+        not (mix.enable or mix.use_pure_fp16)
+        and prefix + "dtype" in review.given
+        and (ENABLE not in review.given)
+    ):
+        review.warn(
+            f"dtype {mix.dtype} has no effect while mixed precision is off: add "
+            "Engine.mix_precision.enable: true",
+            prefix + "dtype",
+        )
+
+
+@reads("Model.recompute_granularity", "Model.use_recompute")
+def _recompute_is_on(review: Review) -> None:
+    key = "Model.recompute_granularity"
+    model = review.config.Model
+    if model.recompute_granularity != "full" and not model.use_recompute:
+        review.note("recompute_granularity has no effect while use_recompute is false", key)
+
+
+@reads("Engine.max_steps", "Engine.num_train_epochs")
+def _one_length(review: Review) -> None:
+    engine = review.config.Engine
+    if engine.max_steps is not None and engine.num_train_epochs > 1:
+        review.note(
+            f"max_steps {engine.max_steps} decides the length of the run; num_train_epochs "
+            f"{engine.num_train_epochs} has no effect",
+            "Engine.num_train_epochs",
+        )
+
+
+@reads("Data.dataset.split")
+def _train_part(review: Review) -> None:
+    if float(review.config.Data.dataset.split.split(",")[0]) == 0:
+        review.warn(
+            f"split {review.config.Data.dataset.split} leaves nothing to train on: the weights are "
+            "train, valid, test, as in 949,50,1",
+            "Data.dataset.split",
+        )
+
+
+@reads("Data.dataset.eos_id", "Model.vocab_size")
+def _eos_in_vocabulary(review: Review) -> None:
+    eos, rows = review.config.Data.dataset.eos_id, review.config.Model.vocab_size
+    if eos is not None and rows is not None and eos >= rows:
+        review.error(
+            f"eos_id {eos} is not below vocab_size {rows}: set Model.vocab_size to at least "
+            f"{eos + 1}, or leave eos_id blank",
+            "Data.dataset.eos_id", "Model.vocab_size",
+        )  # fmt: skip
+
+
+@reads("Generation.min_dec_len", "Generation.max_dec_len")
+def _lengths_agree(review: Review) -> None:
+    section = review.config.Generation
+    if section.min_dec_len > section.max_dec_len:
+        review.error(
+            f"min_dec_len {section.min_dec_len} is above max_dec_len {section.max_dec_len}: lower "
+            "the one or raise the other",
+            "Generation.min_dec_len", "Generation.max_dec_len",
+        )  # fmt: skip
+
+
+@reads("Generation.num_beams")
+def _no_beam_search(review: Review) -> None:
+    section = review.config.Generation
+    if section.num_beams > 1:
+        review.error(
+            f"num_beams {section.num_beams}: beam search is not in this version. Set num_beams to "
+            "1, with decode_strategy sampling or greedy_search",
+            "Generation.num_beams",
+        )
+
+
+@reads("Distributed", "Inference.mp_degree", "Global.device")
+def _one_process(review: Review) -> None:
+    degrees = review.config.Distributed
+    for key, degree in (
+        ("Distributed.dp_degree", degrees.dp_degree),
+        ("Distributed.mp_degree", degrees.mp_degree),
+        ("Distributed.pp_degree", degrees.pp_degree),
+        ("Distributed.sharding.sharding_degree", degrees.sharding.sharding_degree),
+        ("Inference.mp_degree", review.config.Inference.mp_degree),
+    ):
+        if degree > 1:
+            review.error(
+                f"{key.rpartition('.')[2]} {degree} needs `fastffn launch`, which is not in this "
+                "version: set it to 1",
+                key,
+            )
+    if "," in review.config.Global.device:
+        device = review.config.Global.device
+        review.error(
+            f"device {device} names several devices, which needs `fastffn launch`, not in this "
+            f"version: write {device.partition(',')[0]}",
+            "Global.device",
+        )
+
+
+NO_EFFECT = {
+    "Model.type_vocab_size": "a GPT has no token types",
+    "Model.fused_linear": "the kernel exists for CUDA 11.6 and later only",
+    "Fused.tensor_fusion": "weights keep a buffer each",
+    "Generation.length_penalty": "it belongs to beam search",
+    "Generation.early_stopping": "it belongs to beam search",
+    "Inference.model_dir": "name the checkpoint on the command line",
+    "Profiler.enable": "there is no profiler in this version",
+    "Profiler.scheduler": "there is no profiler in this version",
+    "Profiler.profiler_log": "there is no profiler in this version",
+    "Profiler.detailed": "there is no profiler in this version",
+    "Offline_Eval.ckpt_dir": "name the checkpoint on the command line",
+    "Distributed.sharding.sharding_stage": "there is one process",
+    "Distributed.sharding.sharding_offload": "there is one process",
+}
+
+
+@reads()
+def _keys_without_effect(review: Review) -> None:
+    """Say it of every such key that asks for something (a FleetX file's `False` asks nothing)."""
+    for key, reason in NO_EFFECT.items():
+        value = _value_at(review.config, key)
+        default = _value_at(Config(), key)
+        if key in review.given and (value != default or key == "Model.type_vocab_size"):
+            review.note(f"{key} is accepted and has no effect: {reason}", key)
+
+
+def _value_at(config: Config, key: str) -> object:
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -1,0 +1,283 @@
+"""Every section and key of a configuration, its type, range, default and explanation.
+
+The one source of all of them: the loader checks files against it, `fastffn config KEY` prints the
+descriptions, `--schema` exports it, and the README's key table is made from it. Sections and keys
+carry FleetX's names (the single-card YAML of August 2022); what is new sits in `Model.ffn`,
+`Global.cpu_*`, `Engine.log_sinks`, `Engine.save_load.keep_last` and `notes`.
+
+A key that is `None` after loading is decided when a command runs; its description says how.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from fastffn_cli.config.ffn import DenseFFN, FFNOptions
+from fastffn_cli.config.fields import Block, Flag, Integer, Number, Text
+from fastffn_cli.config.schema_training import DataSection, EngineSection, OptimizerSection
+
+DEVICE_PATTERN = r"auto|cpu|(gpu|npu)(:\d+(,\d+)*)?"
+
+
+class GlobalSection(Block):
+    """Device, seed and threads."""
+
+    device: Text = Field(
+        default="auto", description="auto, cpu, gpu, npu, or with a number: gpu:0, npu:1."
+    )
+    seed: Integer = Field(
+        default=1024, ge=0, lt=2**32, description="Seed of weights, dropout and data order."
+    )
+    cpu_threads: Integer | None = Field(
+        default=None, ge=1, description="Threads of the CPU's matrix products (blank: every core)."
+    )
+    cpu_fast_math: Flag = Field(
+        default=True,
+        description="Use the CPU's full vector instructions in MKL on AMD processors that have "
+        "them (checked at the start).",
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not re.fullmatch(DEVICE_PATTERN, value):
+            raise ValueError("must be auto, cpu, gpu, npu, gpu:0 or npu:0")
+        return value
+
+
+class ModelSection(Block):
+    """The GPT and its feed-forward layers."""
+
+    vocab_size: Integer | None = Field(
+        default=None,
+        ge=2,
+        description="Rows of the token table (blank: as many as the data's tokenizer).",
+    )
+    hidden_size: Integer = Field(default=1024, ge=1, description="Width of the model.")
+    num_layers: Integer = Field(default=24, ge=1, description="Transformer blocks.")
+    num_attention_heads: Integer = Field(
+        default=16, ge=1, description="Attention heads; they divide hidden_size."
+    )
+    ffn_hidden_size: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="Width inside the feed-forward layers (blank: 4 times hidden_size).",
+    )
+    hidden_dropout_prob: Number = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Dropout of embeddings, attention outputs and feed-forwards.",
+    )
+    attention_probs_dropout_prob: Number = Field(
+        default=0.1, ge=0, lt=1, description="Dropout of attention probabilities."
+    )
+    max_position_embeddings: Integer = Field(
+        default=1024, ge=1, description="Rows of the position table: the longest sequence."
+    )
+    type_vocab_size: Integer = Field(
+        default=16,
+        ge=0,
+        description="Accepted for FleetX's files; a GPT has no token types, no effect.",
+    )
+    initializer_range: Number = Field(
+        default=0.02, gt=0, description="Standard deviation of the normal start of all weights."
+    )
+    use_recompute: Flag = Field(
+        default=False,
+        description="Compute activations again in the backward pass: slower, less memory.",
+    )
+    recompute_granularity: Literal["full", "full_attn", "core_attn"] = Field(
+        default="full", description="What use_recompute recomputes; full needs the least memory."
+    )
+    fused_linear: Flag = Field(
+        default=False,
+        description="Accepted for FleetX's files; a kernel of CUDA 11.6 only, no effect.",
+    )
+    ffn: FFNOptions = Field(
+        default_factory=DenseFFN, description="Kind of feed-forward layer and its options."
+    )
+
+
+class Sharding(Block):
+    """Sharded optimizer states, for several processes."""
+
+    sharding_degree: Integer = Field(
+        default=1,
+        ge=1,
+        description="Processes that share optimizer states; only 1 in this version.",
+    )
+    sharding_stage: Literal[1, 2, 3] = Field(
+        default=1,
+        description="What is shared: 1 optimizer states, 2 also gradients, 3 also weights.",
+    )
+    sharding_offload: Flag = Field(
+        default=False, description="Keep the shared states in host memory."
+    )
+
+
+class DistributedSection(Block):
+    """Degrees of parallelism; this version runs on one device."""
+
+    dp_degree: Integer = Field(
+        default=1, ge=1, description="Data parallel processes; only 1 so far."
+    )
+    mp_degree: Integer = Field(
+        default=1, ge=1, description="Tensor parallel processes; only 1 so far."
+    )
+    pp_degree: Integer = Field(default=1, ge=1, description="Pipeline stages; only 1 so far.")
+    sharding: Sharding = Field(
+        default_factory=Sharding, description="Sharded optimizer states, for several processes."
+    )
+
+
+class FusedSection(Block):
+    """FleetX's fused buffers; accepted, without effect."""
+
+    tensor_fusion: Flag = Field(
+        default=False,
+        description="Accepted for FleetX's files; one buffer for all weights, no effect.",
+    )
+
+
+class GenerationSection(Block):
+    """How `fastffn generate` picks tokens."""
+
+    decode_strategy: Literal["sampling", "greedy_search"] = Field(
+        default="sampling", description="sampling draws a token, greedy_search takes the likeliest."
+    )
+    top_k: Integer = Field(
+        default=50, ge=0, description="Draw among the k likeliest tokens; 0: all."
+    )
+    top_p: Number = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="Draw among the likeliest tokens that reach this probability.",
+    )
+    temperature: Number = Field(
+        default=1.0,
+        gt=0,
+        description="Divides the logits: below 1 bolder picks fade, above 1 they grow.",
+    )
+    min_dec_len: Integer = Field(default=1, ge=0, description="New tokens before the end may come.")
+    max_dec_len: Integer = Field(default=200, ge=1, description="New tokens at most.")
+    num_return_sequences: Integer = Field(
+        default=1, ge=1, description="Completions of each prompt."
+    )
+    repetition_penalty: Number = Field(
+        default=1.0, gt=0, description="Above 1: tokens already written become less likely."
+    )
+    num_beams: Integer = Field(
+        default=1, ge=0, description="Beams of a beam search; 0 or 1 in this version."
+    )
+    length_penalty: Number = Field(
+        default=1.0, description="Belongs to beam search; no effect so far."
+    )
+    early_stopping: Flag = Field(
+        default=False, description="Belongs to beam search; no effect so far."
+    )
+
+
+class OfflineEvalSection(Block):
+    """How `fastffn eval` measures."""
+
+    eval_path: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Text or token files to evaluate (blank: given on the command line).",
+    )
+    cloze_eval: Flag = Field(
+        default=False, description="Predict the last word (LAMBADA) in place of the whole text."
+    )
+    overlapping_eval: Integer = Field(
+        default=32,
+        ge=1,
+        description="Tokens by which a window moves on; the rest of it is context.",
+    )
+    batch_size: Integer = Field(
+        default=8,
+        ge=1,
+        description="Windows of one forward pass; the result does not depend on it.",
+    )
+    max_seq_len: Integer | None = Field(
+        default=None, ge=2, description="Tokens of one window (blank: the model's positions)."
+    )
+    logging_freq: Integer = Field(default=10, ge=1, description="Batches between two log lines.")
+    ckpt_dir: Text | None = Field(
+        default=None,
+        min_length=1,
+        description="Accepted for FleetX's files; name the checkpoint on the command line.",
+    )
+
+
+class InferenceSection(Block):
+    """FleetX's exported inference; accepted, without effect."""
+
+    model_dir: Text = Field(
+        default="./output", description="Accepted for FleetX's files; no effect in this version."
+    )
+    mp_degree: Integer = Field(
+        default=1, ge=1, description="Accepted for FleetX's files; only 1 in this version."
+    )
+
+
+class ProfilerSection(Block):
+    """FleetX's profiler; accepted, without effect."""
+
+    enable: Flag = Field(
+        default=False, description="Accepted for FleetX's files; no effect in this version."
+    )
+    scheduler: tuple[Integer, ...] = Field(
+        default=(1, 5), description="First and last step to profile; no effect in this version."
+    )
+    profiler_log: Text = Field(
+        default="profiler_log", description="Folder of the profile; no effect in this version."
+    )
+    detailed: Flag = Field(
+        default=False, description="All views of the summary; no effect in this version."
+    )
+
+
+class Config(Block):
+    """A whole, validated configuration. Sections and keys carry the names of the YAML file."""
+
+    Global: GlobalSection = Field(
+        default_factory=GlobalSection, description="Device, seed and threads."
+    )
+    Engine: EngineSection = Field(
+        default_factory=EngineSection,
+        description="Length of the run, log, evaluation, precision, checkpoints.",
+    )
+    Model: ModelSection = Field(
+        default_factory=ModelSection, description="The GPT and its feed-forward layers."
+    )
+    Data: DataSection = Field(default_factory=DataSection, description="Batches and token files.")
+    Optimizer: OptimizerSection = Field(
+        default_factory=OptimizerSection, description="AdamW, its schedule, the gradient clip."
+    )
+    Distributed: DistributedSection = Field(
+        default_factory=DistributedSection,
+        description="Degrees of parallelism; this version runs on one device.",
+    )
+    Fused: FusedSection = Field(
+        default_factory=FusedSection, description="FleetX's fused buffers; no effect."
+    )
+    Generation: GenerationSection = Field(
+        default_factory=GenerationSection, description="How `fastffn generate` picks tokens."
+    )
+    Offline_Eval: OfflineEvalSection = Field(
+        default_factory=OfflineEvalSection, description="How `fastffn eval` measures."
+    )
+    Inference: InferenceSection = Field(
+        default_factory=InferenceSection, description="FleetX's exported inference; no effect."
+    )
+    Profiler: ProfilerSection = Field(
+        default_factory=ProfilerSection, description="FleetX's profiler; no effect."
+    )
+    notes: dict[str, Any] = Field(
+        default_factory=dict, description="Anything of your own; the program does not read it."
+    )

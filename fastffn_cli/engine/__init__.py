@@ -1,0 +1,1 @@
+"""The training loop: step, optimizer, schedule, precision, devices, checkpoint, resume."""

@@ -1,0 +1,37 @@
+"""A process that measures one model's peak memory: `python -m ... CONFIG_FILE ARM DEVICE`.
+
+Started by `bench`; writes the bytes to stdout. Exit 3 when memory runs out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fastffn_cli import ui
+from fastffn_cli.errors import EXIT_OK, EXIT_OUT_OF_MEMORY
+
+
+def main(config_file: str, arm: str, device_name: str) -> int:
+    """Measure and print; returns the exit code."""
+    from fastffn_cli.config.load import parse_config_file
+    from fastffn_cli.engine.device import use_device
+
+    config = parse_config_file(Path(config_file))
+    section = config.Global
+    device = use_device(device_name, threads=section.cpu_threads, fast_math=section.cpu_fast_math)
+
+    from fastffn_cli.engine.bench import measure_peak
+    from fastffn_cli.engine.out_of_memory import is_out_of_memory
+
+    try:
+        ui.data(str(measure_peak(config, arm, device)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return EXIT_OUT_OF_MEMORY
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

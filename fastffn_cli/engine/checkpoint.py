@@ -1,0 +1,219 @@
+"""Checkpoints: self-contained folders of safetensors and JSON, never pickle.
+
+model.safetensors       weights by their place in the model, float32
+optimizer.safetensors   moments and float32 masters (absent in converted checkpoints)
+trainer.json            step, tokens, data cursor, random seed, scaler, what made it
+config.yaml             the resolved configuration
+tokenizer*.json         the tokenizer, when the data had one
+manifest.json           sizes and sha256, written last
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fastffn_cli.config.dump import dump_config
+from fastffn_cli.config.load import parse_config_file
+from fastffn_cli.config.schema import Config
+from fastffn_cli.engine import storage
+from fastffn_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from fastffn_cli.data.tokenizer import Tokenizer
+    from models.gpt import GPT
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+TRAINER_FILE = "trainer.json"
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_meta.json")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint folder; tensors are read when asked for."""
+
+    path: Path
+    config: Config
+    trainer: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates made so far by the run that wrote it."""
+        return int(self.trainer["step"])
+
+    @property
+    def ffn_kind(self) -> str:
+        """Kind of the feed-forward layers in it."""
+        return str(self.config.Model.ffn.kind)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Weights by name."""
+        return read_tensors(self.path / MODEL_FILE)
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Optimizer tensors by name; empty where the checkpoint has none."""
+        file = self.path / OPTIMIZER_FILE
+        return read_tensors(file) if file.exists() else {}
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer | None:
+        from fastffn_cli.data.tokenizer import Tokenizer
+
+        if not (self.path / TOKENIZER_FILES[0]).exists():
+            return None
+        return Tokenizer.load(self.path)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer saved with the weights, if the data had one."""
+        return self._tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to use, in eval mode on the current device."""
+
+    model: GPT
+    config: Config
+    tokenizer: Tokenizer | None
+    step: int
+    path: Path
+
+
+def write_checkpoint(
+    final_dir: Path,
+    *,
+    config: Config,
+    trainer: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    optimizer_state: Mapping[str, np.ndarray] | None = None,
+    tokenizer_dir: Path | None = None,
+) -> None:
+    """Write a checkpoint folder atomically.
+
+    Raises `DiskFull`, before or while writing, leaving nothing behind; `UserError` if the folder
+    exists.
+    """
+    optimizer_state = optimizer_state or {}
+    needed = sum(array.nbytes for part in (tensors, optimizer_state) for array in part.values())
+    storage.check_room(final_dir, needed + (1 << 20))
+    with storage.new_folder(final_dir) as folder:
+        _save_tensors(tensors, folder / MODEL_FILE)
+        if optimizer_state:
+            _save_tensors(optimizer_state, folder / OPTIMIZER_FILE)
+        record = {"format": FORMAT, **trainer, "saved_at": time.time()}
+        storage.write_json(folder / TRAINER_FILE, record)
+        storage.write_file(folder / CONFIG_FILE, dump_config(config))
+        for name in TOKENIZER_FILES:
+            if tokenizer_dir is not None and (tokenizer_dir / name).exists():
+                storage.write_file(folder / name, (tokenizer_dir / name).read_bytes())
+
+
+def _save_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)
+    except SafetensorError as error:
+        # The library wraps the operating system's error in its own text: "... (os error 28)".
+        for number in storage.NO_ROOM:
+            if f"os error {number})" in str(error):
+                raise OSError(number, str(error)) from error
+        raise
+
+
+def read_checkpoint(path: Path, *, checksums: bool = True) -> Checkpoint:
+    """Open a checkpoint folder after checking that it is whole.
+
+    Raises `CheckpointError` naming the file that is missing, short or altered.
+    """
+    problem = storage.damage(path, checksums=checksums)
+    if problem:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {problem}")
+    try:
+        trainer = json.loads((path / TRAINER_FILE).read_text(encoding="utf-8"))
+        if trainer["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has checkpoint format {trainer['format']}; this version reads {FORMAT}"
+            )
+        int(trainer["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / TRAINER_FILE} is not readable: {error}") from error
+    return Checkpoint(path, parse_config_file(path / CONFIG_FILE), trainer)
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    """Read all tensors of a safetensors file; raises `CheckpointError` naming the file."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def model_tensors(model: GPT) -> dict[str, np.ndarray]:
+    """A model's parameters as float32 arrays (exact for half precision), float64 as it is."""
+    import paddle
+
+    arrays = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (paddle.float32, paddle.float64):
+            parameter = parameter.astype("float32")
+        arrays[name] = parameter.numpy()
+    return arrays
+
+
+def set_weights(model: GPT, tensors: Mapping[str, np.ndarray], origin: Path | str) -> None:
+    """Copy `tensors` into the model; all names and shapes must match.
+
+    Raises `CheckpointError` listing what is missing, unknown or of another shape.
+    """
+    import paddle
+
+    parameters = dict(model.named_parameters())
+    problems = [f"missing: {name}" for name in parameters if name not in tensors]
+    problems += [f"unknown: {name}" for name in tensors if name not in parameters]
+    problems += [
+        f"{name} is {list(tensors[name].shape)}, the model needs {list(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if name in tensors and list(tensors[name].shape) != list(parameter.shape)
+    ]
+    if problems:
+        shown = "\n".join(problems[:8]) + (f"\n... {len(problems)} in all" * (len(problems) > 8))
+        raise CheckpointError(f"{origin} does not fit the model:\n{shown}")
+    for name, parameter in parameters.items():
+        parameter.set_value(paddle.to_tensor(tensors[name], dtype=parameter.dtype))
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Build the model of a checkpoint and load its weights, verified against their checksums.
+
+    Raises `CheckpointError` when the folder is damaged or does not fit its own configuration.
+    """
+    from fastffn_cli.engine.model import gpt_config
+    from models.gpt import GPT
+
+    checkpoint = read_checkpoint(path)
+    model = GPT(gpt_config(_without_spectral_start(checkpoint.config)))
+    set_weights(model, checkpoint.tensors(), path)
+    model.on_ffn_replaced(checkpoint.config.Model.ffn.model_dump())
+    model.eval()
+    return LoadedModel(model, checkpoint.config, checkpoint.tokenizer(), checkpoint.step, path)
+
+
+def _without_spectral_start(config: Config) -> Config:
+    """Spare the decompositions of initial weights that are overwritten at once."""
+    ffn = config.Model.ffn
+    if getattr(ffn, "init", None) != "spectral":
+        return config
+    plain = ffn.model_copy(update={"init": "normal"})
+    return config.model_copy(update={"Model": config.Model.model_copy(update={"ffn": plain})})

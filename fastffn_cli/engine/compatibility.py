@@ -1,0 +1,100 @@
+"""Whether a checkpoint can be continued, or started from, under a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fastffn_cli.config.schema import Config
+from fastffn_cli.engine.checkpoint import Checkpoint
+from fastffn_cli.errors import CheckpointError
+from models.gpt import GPTConfig
+
+# Keys whose change would make "the same run, continued" untrue.
+FIXED = (
+    "Global.seed",
+    "Model.vocab_size",
+    "Model.hidden_size",
+    "Model.num_layers",
+    "Model.num_attention_heads",
+    "Model.ffn_hidden_size",
+    "Model.max_position_embeddings",
+    "Model.ffn",
+    "Data.dataset.split",
+    "Data.dataset.max_seq_len",
+    "Data.dataset.eos_id",
+    "Optimizer.name",
+)
+# Keys that do not change what is computed.
+FREE = (
+    "Global.device",
+    "Global.cpu_threads",
+    "Global.cpu_fast_math",
+    "Engine",
+    "Data.dataset",
+    "notes",
+)
+POSITIONS = "position_embeddings.weight"
+
+
+def check_resume(
+    checkpoint: Checkpoint, config: Config, num_tokens: int, notices: list[str]
+) -> None:
+    """Raise `CheckpointError` if the run cannot be continued exactly; note other changed keys."""
+    before, now = (_flatten(item.model_dump()) for item in (checkpoint.config, config))
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    broken = [key for key in changed if _under(key, FIXED)]
+    problems = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in broken]
+    trained_on = checkpoint.trainer.get("data", {}).get("num_tokens")
+    if trained_on is not None and trained_on != num_tokens and not problems:
+        problems.append(f"the training part had {trained_on:,} tokens, now it has {num_tokens:,}")
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path} cannot be continued with this configuration:\n"
+            + "\n".join(problems),
+            hint="Use the run's own settings (its config.yaml), or start a new run from these "
+            f"weights with -o Engine.save_load.ckpt_dir={checkpoint.path}",
+        )
+    for key in changed:
+        if not _under(key, FREE) or key == "Engine.max_steps":
+            notices.append(
+                f"{key} changed since the checkpoint: {before.get(key)} -> {now.get(key)}"
+            )
+
+
+def fit_positions(
+    tensors: Mapping[str, np.ndarray], model: GPTConfig, origin: Path
+) -> dict[str, np.ndarray]:
+    """Return the tensors with the position table cut to the model's length.
+
+    Rows beyond `max_position_embeddings` are never used, so cutting is exact for shorter sequences
+    (the original FastFFN's 1024 -> 1023). Raises `CheckpointError` when rows are missing.
+    """
+    fitted = dict(tensors)
+    table = fitted.get(POSITIONS)
+    if table is None or table.shape[0] == model.max_position_embeddings:
+        return fitted
+    if table.shape[0] < model.max_position_embeddings:
+        raise CheckpointError(
+            f"{origin} has {table.shape[0]} positions, Model.max_position_embeddings asks for "
+            f"{model.max_position_embeddings}",
+            hint=f"Type: -o Model.max_position_embeddings={table.shape[0]} "
+            f"(and Data.dataset.max_seq_len no larger)",
+        )
+    fitted[POSITIONS] = table[: model.max_position_embeddings]
+    return fitted
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for key, inner in value.items():
+        flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _under(key: str, roots: tuple[str, ...]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)

@@ -1,0 +1,216 @@
+"""Merge a checkpoint's factors into dense weights, or factor dense ones, and prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from fastffn_cli.config.schema import Config
+from fastffn_cli.data.dataset import Batch, TokenDataset
+from fastffn_cli.data.token_files import open_tokens
+from fastffn_cli.engine.checkpoint import (
+    Checkpoint,
+    LoadedModel,
+    model_tensors,
+    write_checkpoint,
+)
+from fastffn_cli.engine.find import CHECKPOINTS_DIR
+from fastffn_cli.errors import DataError, MergeCheckFailed, UserError
+from fastffn_cli.tasks.causal_lm import CausalLM
+from models import ffn
+from models.gpt import GPT, count_parameters
+
+PROBE_SEQUENCES = 8
+PROBE_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tokens to compare two models on; `source` says where they are from."""
+
+    batch: Batch
+    source: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models are apart on a probe.
+
+    `logits` is max |difference|, `scale` the largest |logit| of the first model, `loss` the second
+    model's mean loss minus the first one's.
+    """
+
+    logits: float
+    scale: float
+    loss: float
+    tokens: int
+
+    @property
+    def relative(self) -> float:
+        """`logits` over the scale of the logits, which is at least 1."""
+        return self.logits / max(self.scale, 1.0)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did."""
+
+    out_dir: Path
+    parameters_before: int
+    parameters_after: int
+    difference: Difference
+    probe_source: str
+    replacements: list[ffn.Replacement]
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    loaded: LoadedModel,
+    spec: dict[str, Any],
+    out_dir: Path,
+    *,
+    tolerance: float,
+    dtype: str = "float32",
+) -> Conversion:
+    """Turn the loaded model's feed-forwards into `spec` (of `models.ffn`) and write a checkpoint.
+
+    To `dense`, the result must be the same function: max |logit difference| on the probe, over the
+    largest |logit| (at least 1), may not exceed `tolerance`, else `MergeCheckFailed` and nothing is
+    written. To another kind the difference is reported only: an approximation is meant to differ.
+    The comparison runs in `dtype`, float32 or float64.
+    """
+    model, config = loaded.model, loaded.config
+    merging = spec["kind"] == "dense"
+    if out_dir.exists():
+        raise UserError(
+            f"{out_dir} exists already; nothing was overwritten", hint="Name another: --out DIR"
+        )
+    if model.config.ffn["kind"] == spec["kind"]:
+        raise UserError(f"{checkpoint.path} is of kind '{spec['kind']}' already")
+    probe = draw_probe(config, checkpoint)
+    if dtype == "float64":
+        model.to(dtype="float64")
+    before = _outputs(model, probe)
+    parameters_before = count_parameters(model.config)
+    replacements: list[ffn.Replacement] = []
+    if merging:
+        try:
+            ffn.merge(model)
+        except ffn.NotMergeable as error:
+            raise UserError(f"{checkpoint.path} cannot be merged: {error}") from error
+    else:
+        try:
+            replacements = ffn.approximate(model, **spec)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    difference = _compare(before, _outputs(model, probe), probe)
+    if merging and not difference.relative <= tolerance:
+        raise MergeCheckFailed(
+            f"max |logit difference| is {difference.logits:.3e} at logits up to "
+            f"{difference.scale:.3g}, over the tolerance {tolerance:g}; nothing was written",
+            hint="Check in double precision with --dtype float64, or raise --tolerance",
+        )
+    write_checkpoint(
+        out_dir,
+        config=_with_ffn(config, spec),
+        trainer=_trainer_record(checkpoint, model, difference, probe),
+        tensors=_single(model_tensors(model)),
+        tokenizer_dir=checkpoint.path,
+    )
+    return Conversion(
+        out_dir,
+        parameters_before,
+        count_parameters(model.config),
+        difference,
+        probe.source,
+        replacements,
+    )
+
+
+def default_out_dir(checkpoint: Path, kind: str) -> Path:
+    """`RUN/dense-step-00000100` for RUN/checkpoints/step-00000100, else a sibling `NAME-dense`."""
+    name = kind.replace("_", "-")
+    if checkpoint.parent.name == CHECKPOINTS_DIR:
+        return checkpoint.parent.parent / f"{name}-{checkpoint.name}"
+    return checkpoint.with_name(f"{checkpoint.name}-{name}")
+
+
+def draw_probe(config: Config, checkpoint: Checkpoint) -> Probe:
+    """Take tokens of the run's own validation (or training) part; random ids if they are gone."""
+    seq_len = min(config.Data.dataset.max_seq_len, config.Model.max_position_embeddings)
+    rows = max(1, min(PROBE_SEQUENCES, PROBE_TOKENS // seq_len))
+    recorded = checkpoint.trainer.get("data", {}).get("input_dir")
+    for place in (config.Data.dataset.input_dir, recorded):
+        if place is None or not Path(place).exists():
+            continue
+        for part in ("valid", "train"):
+            try:
+                dataset = TokenDataset(
+                    open_tokens(Path(place)),
+                    split=config.Data.dataset.split,
+                    part=part,
+                    seq_len=seq_len,
+                    seed=config.Global.seed,
+                    shuffle=False,
+                    eos_id=config.Data.dataset.eos_id,
+                )
+            except DataError:
+                continue
+            batch = dataset.batch(0, min(rows, dataset.num_samples))
+            return Probe(batch, f"{part} tokens of {place}")
+    vocab_size = config.Model.vocab_size
+    assert vocab_size is not None, "a checkpoint's configuration is resolved"
+    ids = np.random.default_rng(config.Global.seed).integers(0, vocab_size, (rows, seq_len + 1))
+    batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((rows, seq_len), np.float32))
+    return Probe(batch, "random tokens (the run's data folder is gone)")
+
+
+def _outputs(model: GPT, probe: Probe) -> tuple[np.ndarray, float]:
+    """Logits [B * S, V] and mean loss of the probe."""
+    task = CausalLM(model)
+    with paddle.no_grad():
+        logits = model(paddle.to_tensor(probe.batch.tokens_BS)).numpy()
+        loss = task.loss(probe.batch).item() / max(task.weight(probe.batch), 1.0)
+    return logits, float(loss)
+
+
+def _compare(
+    before: tuple[np.ndarray, float], after: tuple[np.ndarray, float], probe: Probe
+) -> Difference:
+    return Difference(
+        logits=float(np.abs(before[0] - after[0]).max()),
+        scale=float(np.abs(before[0]).max()),
+        loss=after[1] - before[1],
+        tokens=int(probe.batch.tokens_BS.size),
+    )
+
+
+def _with_ffn(config: Config, spec: dict[str, Any]) -> Config:
+    section = config.Model.model_dump()
+    section["ffn"] = spec
+    return config.model_copy(update={"Model": type(config.Model).model_validate(section)})
+
+
+def _trainer_record(
+    checkpoint: Checkpoint, model: GPT, difference: Difference, probe: Probe
+) -> dict[str, Any]:
+    kept: dict[str, Any] = {
+        key: checkpoint.trainer[key]
+        for key in ("step", "tokens", "run", "data", "seed", "versions")
+        if key in checkpoint.trainer
+    }
+    return {
+        **kept,
+        "stage": "convert",
+        "ffn": model.config.ffn,
+        "source": str(checkpoint.path),
+        "check": {**vars(difference), "probe": probe.source},
+    }
+
+
+def _single(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) for name, array in tensors.items()}

@@ -1,0 +1,111 @@
+"""Which checkpoint is meant: by path, or the newest one of the newest run nearby."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastffn_cli.engine import storage
+from fastffn_cli.engine.checkpoint import TRAINER_FILE
+from fastffn_cli.errors import CheckpointError
+
+CHECKPOINTS_DIR = "checkpoints"
+LATEST = "latest"
+SEARCH_DEPTH = 5  # ./runs/NAME/checkpoints/step-N is four levels down
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A whole checkpoint folder and what its `trainer.json` says."""
+
+    path: Path
+    trainer: dict[str, Any]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its feed-forward layers are ordinary ones."""
+        return str(self.trainer.get("ffn", {}).get("kind", "dense")) == "dense"
+
+    @property
+    def age_key(self) -> tuple[float, int]:
+        """Sorts by when it was saved, then by step."""
+        return float(self.trainer.get("saved_at", 0.0)), int(self.trainer.get("step", 0))
+
+
+def find_checkpoint(
+    path: Path | None, *, low_rank: bool = False, dense: bool = False, action: str = "use"
+) -> Path:
+    """Return the checkpoint folder that `path` means.
+
+    `path` is a checkpoint folder, or a run folder (its newest whole checkpoint, converted ones
+    included), or None for the newest run below the current folder. `low_rank` and `dense` restrict
+    the choice among several. Raises `CheckpointError` saying what was looked at and what to type.
+    """
+    if path is not None and not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if path is not None and (path / TRAINER_FILE).exists():
+        return path
+    root = path if path is not None else Path()
+    wanted = "low-rank" if low_rank else "dense" if dense else "whole"
+    found = [
+        candidate
+        for candidate in scan(root)
+        if not (low_rank and candidate.is_dense) and not (dense and not candidate.is_dense)
+    ]
+    if not found:
+        place = f"{path}" if path is not None else f"the current folder ({Path.cwd()})"
+        raise CheckpointError(
+            f"no {wanted} checkpoint to {action} in {place}",
+            hint=(
+                "Make a dense one with: fastffn convert"
+                if dense
+                else "Name a checkpoint or run folder, or train one: fastffn pretrain -c FILE"
+            ),
+        )
+    return max(found, key=lambda candidate: candidate.age_key).path
+
+
+def scan(root: Path) -> Iterator[Candidate]:
+    """Yield every whole checkpoint at or below `root`, hidden and environment folders left out."""
+    base_depth = len(root.absolute().parts)
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        depth = len(here.absolute().parts) - base_depth
+        names[:] = sorted(
+            name
+            for name in names
+            if depth < SEARCH_DEPTH
+            and not name.startswith(".")
+            and name not in ("node_modules", "__pycache__", "site-packages")
+        )
+        if TRAINER_FILE not in files:
+            continue
+        names[:] = []
+        if storage.damage(here) is not None:
+            continue
+        try:
+            trainer = json.loads((here / TRAINER_FILE).read_text(encoding="utf-8"))
+            candidate = Candidate(here, trainer)
+            _ = candidate.age_key
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+        yield candidate
+
+
+def newest_of_run(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint that a run continues from, and remarks on damaged ones passed over.
+
+    The newest whole one by step; `latest` is only a hint for people and other tools.
+    """
+    remarks: list[str] = []
+    folders = sorted((run_dir / CHECKPOINTS_DIR).glob("step-*"), reverse=True)
+    for folder in folders:
+        problem = storage.damage(folder, checksums=True)
+        if problem is None:
+            return folder, remarks
+        remarks.append(f"{folder} is passed over: {problem}")
+    return None, remarks

@@ -1,0 +1,87 @@
+"""What a checkpoint holds, read from the headers of its files: no paddle, no weights in memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from fastffn_cli.config.load import parse_config_file
+from fastffn_cli.engine.checkpoint import MODEL_FILE, OPTIMIZER_FILE, read_checkpoint
+from fastffn_cli.engine.storage import MANIFEST
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LAYER_NAME = re.compile(r"layers\.(\d+)\.ffn\.(.+)")
+# A factored layer: `left` is [in, rank], and the rank is what the tensors say, not the YAML.
+LEFT_FACTOR = re.compile(r"linear\d\.left")
+
+
+def describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Describe a checkpoint as plain JSON values, after verifying every file's sha256.
+
+    Keys: kind, path, stage, step, planned_steps, tokens, loss, model, ffn, layers (layer, kind,
+    ranks, parameters of its feed-forward), parameters, tensors (name, shape, dtype), optimizer
+    (its tensor count), tokenizer (name or None), files (bytes by name), verified. Raises
+    `CheckpointError` naming the file that is missing, short or altered.
+    """
+    checkpoint = read_checkpoint(path)
+    tensors = tensor_headers(path / MODEL_FILE)
+    trainer, model = checkpoint.trainer, parse_config_file(path / "config.yaml").Model
+    tokenizer = checkpoint.tokenizer()
+    optimizer_file = path / OPTIMIZER_FILE
+    sizes = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "vocab_size")
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "stage": trainer.get("stage"),
+        "step": checkpoint.step,
+        "planned_steps": trainer.get("planned_steps"),
+        "tokens": trainer.get("tokens"),
+        "loss": trainer.get("loss"),
+        "model": {name: getattr(model, name) for name in sizes},
+        "ffn": model.ffn.model_dump(),
+        "layers": _layers(tensors, checkpoint.ffn_kind),
+        "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
+        "tensors": tensors,
+        "optimizer": len(tensor_headers(optimizer_file)) if optimizer_file.exists() else 0,
+        "tokenizer": tokenizer.name if tokenizer else None,
+        "files": {file.name: file.stat().st_size for file in sorted(path.iterdir())},
+        "verified": f"sizes and sha256 of {MANIFEST}",
+    }
+
+
+def tensor_headers(file: Path) -> list[dict[str, Any]]:
+    """Return name, shape and dtype of every tensor in a safetensors file, without its values."""
+    headers = []
+    with safe_open(file, framework="numpy") as opened:
+        for name in sorted(opened.keys(), key=_natural):
+            part = opened.get_slice(name)
+            dtype = part.get_dtype()
+            headers.append(
+                {"name": name, "shape": list(part.get_shape()), "dtype": DTYPES.get(dtype, dtype)}
+            )
+    return headers
+
+
+def _layers(tensors: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    layers: dict[int, dict[str, Any]] = {}
+    for tensor in tensors:
+        match = LAYER_NAME.fullmatch(tensor["name"])
+        if match is None:
+            continue
+        number = int(match[1])
+        layer = layers.setdefault(
+            number, {"layer": number, "kind": kind, "ranks": [], "parameters": 0}
+        )
+        layer["parameters"] += math.prod(tensor["shape"])
+        if LEFT_FACTOR.fullmatch(match[2]):
+            layer["ranks"].append(tensor["shape"][-1])
+    return [layers[number] for number in sorted(layers)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort `layers.10` behind `layers.9`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM ask the loop to stop after the step; a second Ctrl-C stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from fastffn_cli.errors import EXIT_SIGINT, EXIT_SIGTERM
+
+
+class StopRequest:
+    """Filled by the signal handler; `exit_code` is None while nobody asked."""
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+
+
+@contextlib.contextmanager
+def listen(announce: Any) -> Iterator[StopRequest]:
+    """Handle SIGINT and SIGTERM inside the block and restore the old handlers after it.
+
+    `announce(text)` is called once, when the first signal arrives.
+    """
+    request = StopRequest()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if request.exit_code is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.exit_code = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
+        announce("finishing this step, then saving (Ctrl-C again to stop at once)")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,42 @@
+"""From the `Model` section to a GPT."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastffn_cli.config.schema import Config
+from models.gpt import GPT, GPTConfig
+
+
+def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
+    """Return the model's sizes; `vocab_size` stands in where the file leaves it to the data."""
+    section = config.Model
+    vocabulary = section.vocab_size if section.vocab_size is not None else vocab_size
+    assert vocabulary is not None, "the caller resolves Model.vocab_size"
+    return GPTConfig(
+        vocab_size=vocabulary,
+        hidden_size=section.hidden_size,
+        num_layers=section.num_layers,
+        num_attention_heads=section.num_attention_heads,
+        ffn_hidden_size=section.ffn_hidden_size or 4 * section.hidden_size,
+        max_position_embeddings=section.max_position_embeddings,
+        hidden_dropout_prob=section.hidden_dropout_prob,
+        attention_probs_dropout_prob=section.attention_probs_dropout_prob,
+        initializer_range=section.initializer_range,
+        use_recompute=section.use_recompute,
+        recompute_granularity=section.recompute_granularity,
+        ffn=section.ffn.model_dump(),
+    )
+
+
+def build_model(config: GPTConfig, seed: int) -> GPT:
+    """Build a GPT whose initial weights depend on `seed` alone."""
+    import paddle
+
+    paddle.seed(seed)
+    return GPT(config)
+
+
+def dense_counterpart(config: GPTConfig) -> GPTConfig:
+    """The same model with ordinary feed-forward layers."""
+    return replace(config, ffn={"kind": "dense"})

@@ -1,0 +1,114 @@
+"""AdamW over named parameters, with a state that is saved by those names.
+
+Paddle keys optimizer state by tensor names that depend on the order of construction
+(`linear_0.w_0_moment1_0`); ours is keyed by where a parameter sits in the model
+(`layers.0.ffn.linear1.weight.moment1`), so that it fits any process that builds the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from fastffn_cli.config.schema_training import OptimizerSection
+
+# Our name of a state tensor -> Paddle's suffix of the tensor name.
+STATE_SUFFIXES = {
+    "moment1": "moment1_0",
+    "moment2": "moment2_0",
+    "beta1_pow": "beta1_pow_acc_0",
+    "beta2_pow": "beta2_pow_acc_0",
+}
+
+
+class AdamW:
+    """Decoupled Adam on a model's parameters; biases and norms do not decay (FleetX's rule).
+
+    A parameter may carry its own learning rate factor (`ParamAttr(learning_rate=...)`) and its own
+    share of the weight decay (`weight_decay_scale`), as the factors of low-rank layers do.
+    """
+
+    def __init__(
+        self, model: nn.Layer, options: OptimizerSection, *, multi_precision: bool
+    ) -> None:
+        self.parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if not parameter.stop_gradient
+        }
+        self.inner = paddle.optimizer.AdamW(
+            learning_rate=0.0,
+            beta1=options.adam_beta1,
+            beta2=options.adam_beta2,
+            epsilon=options.adam_epsilon,
+            weight_decay=options.weight_decay,
+            multi_precision=multi_precision,
+            parameters=self._groups(options.weight_decay),
+        )
+
+    def _groups(self, weight_decay: float) -> list[dict[str, object]]:
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.parameters.items():
+            scale = float(parameter.optimize_attr["learning_rate"])
+            share = float(getattr(parameter, "weight_decay_scale", 1.0)) if decays(name) else 0.0
+            groups.setdefault((scale, share), []).append(parameter)
+        return [
+            {"params": members, "learning_rate": scale, "weight_decay": weight_decay * share}
+            for (scale, share), members in groups.items()
+        ]
+
+    def step(self, learning_rate: float) -> None:
+        """Update every parameter from its gradient at this learning rate."""
+        self.inner.set_lr(learning_rate)
+        self.inner.step()
+
+    def clear_gradients(self) -> None:
+        """Forget all gradients."""
+        self.inner.clear_grad()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return moments, bias corrections and float32 master weights, by parameter name."""
+        stored = self.inner.state_dict()
+        masters = stored.get("master_weights", {})
+        arrays: dict[str, np.ndarray] = {}
+        for name, parameter in self.parameters.items():
+            master = masters.get(parameter.name)
+            owner = parameter.name
+            if master is not None:
+                arrays[f"{name}.master"] = master.numpy()
+                owner = master.name
+            for ours, suffix in STATE_SUFFIXES.items():
+                tensor = stored.get(f"{owner}_{suffix}")
+                if tensor is not None:
+                    arrays[f"{name}.{ours}"] = tensor.numpy()
+        return arrays
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Restore what `state` returned; raises `KeyError` naming a missing tensor.
+
+        A state saved before the first update is empty and leaves the optimizer as it is.
+        """
+        if not arrays:
+            return
+        restored: dict[str, object] = {}
+        masters: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            owner = parameter.name
+            master = arrays.get(f"{name}.master")
+            if master is not None:
+                owner = f"{parameter.name}_fp32_master_0"
+                masters[parameter.name] = paddle.to_tensor(master)
+                masters[parameter.name].name = owner
+            for ours, suffix in STATE_SUFFIXES.items():
+                restored[f"{owner}_{suffix}"] = paddle.to_tensor(arrays[f"{name}.{ours}"])
+        if masters:
+            restored["master_weights"] = masters
+        self.inner.set_state_dict(restored)
+
+
+def decays(name: str) -> bool:
+    """Whether the parameter of this name is subject to weight decay."""
+    return "bias" not in name and "norm" not in name

@@ -1,0 +1,60 @@
+"""Recognise that memory ran out, and say what to type so that it does not."""
+
+from __future__ import annotations
+
+from fastffn_cli.engine.memory import MemoryEstimate
+from fastffn_cli.errors import OutOfMemory
+from fastffn_cli.ui import size
+
+# Paddle's allocators on CPU, GPU and custom devices, and C++'s own.
+SIGNS = (
+    "resourceexhausted",
+    "out of memory",
+    "fail to alloc",
+    "bad_alloc",
+    "cannot allocate memory",
+)
+# Part of the free memory that an estimate may plan with: allocators and libraries need some.
+USABLE = 0.9
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception from a training step means that memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f"{type(error).__name__} {error}".lower()
+    return any(sign in text for sign in SIGNS)
+
+
+def advise(
+    memory: MemoryEstimate,
+    *,
+    micro_batch_size: int,
+    local_batch_size: int,
+    free: int | None,
+    continue_command: str | None = None,
+) -> OutOfMemory:
+    """Return the error for a step that ran out of memory at `micro_batch_size`.
+
+    `free` is what was free before the model was built. The advice is the largest divisor of the
+    local batch that the estimate fits into it, and never the size that just failed.
+    """
+    needed = size(memory.total(micro_batch_size))
+    message = f"micro_batch_size {micro_batch_size} needs about {needed}"
+    if free is not None:
+        message += f", {size(free)} were free"
+    room = int(free * USABLE) if free is not None else memory.total(micro_batch_size)
+    fitting = memory.largest_micro_batch(room, local_batch_size, below=micro_batch_size)
+    if fitting is None:
+        return OutOfMemory(
+            message,
+            hint="Use a smaller model, a shorter Data.dataset.max_seq_len, "
+            "or -o Model.use_recompute=True",
+        )
+    rounds = local_batch_size // fitting
+    message += (
+        f". micro_batch_size {fitting} should fit (same global batch, {rounds} x accumulation):\n"
+        f"    -o Data.batch_size.micro_batch_size={fitting}"
+    )
+    hint = f"Then continue with: {continue_command}" if continue_command else None
+    return OutOfMemory(message, hint=hint)

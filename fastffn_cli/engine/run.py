@@ -1,0 +1,172 @@
+"""A run folder: what it holds, how it is begun, continued and never overwritten.
+
+config.yaml     the resolved configuration
+metrics.jsonl   one JSON object an event, append-only; for one step the last record wins
+log.txt         FleetX-style lines
+loss.png        the loss curve
+checkpoints/    step-00000100/ ..., and `latest` naming the newest whole one
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastffn_cli.config.dump import dump_config
+from fastffn_cli.config.schema import Config
+from fastffn_cli.engine import storage
+from fastffn_cli.engine.checkpoint import write_checkpoint
+from fastffn_cli.engine.find import CHECKPOINTS_DIR, LATEST, newest_of_run
+from fastffn_cli.errors import UserError
+
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "log.txt"
+PLOT_FILE = "loss.png"
+
+
+class Run:
+    """An open run folder: metrics and log lines are flushed as they come."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.dir = run_dir
+        self.checkpoints_dir = run_dir / CHECKPOINTS_DIR
+        self._metrics = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        self._log = (run_dir / LOG_FILE).open("a", encoding="utf-8")
+
+    @classmethod
+    def create(cls, run_dir: Path, config: Config) -> Run:
+        """Begin a new run; raises `UserError` if the folder holds one already."""
+        refuse_existing(run_dir)
+        with storage.explain_full_disk(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / CHECKPOINTS_DIR).mkdir(exist_ok=True)
+            storage.write_file(run_dir / "config.yaml", dump_config(config))
+            return cls(run_dir)
+
+    @classmethod
+    def reopen(cls, run_dir: Path) -> Run:
+        """Continue an existing run; mends a last metrics line that a kill cut short."""
+        with storage.explain_full_disk(run_dir):
+            (run_dir / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
+            storage.remove_leftovers(run_dir / CHECKPOINTS_DIR)
+            _end_with_newline(run_dir / METRICS_FILE)
+            _end_with_newline(run_dir / LOG_FILE)
+            return cls(run_dir)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Append one object to metrics.jsonl; values that are not finite become null."""
+        finite = {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value
+            for key, value in values.items()
+        }
+        line = json.dumps({"event": event, **finite, "time": round(time.time(), 3)})
+        self._append(self._metrics, line)
+
+    def log(self, line: str) -> None:
+        """Append one line to log.txt."""
+        self._append(self._log, line)
+
+    def _append(self, file: Any, line: str) -> None:
+        with storage.explain_full_disk(self.dir):
+            file.write(line + "\n")
+            file.flush()
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Where the checkpoint of this step lives."""
+        return self.checkpoints_dir / f"step-{step:08d}"
+
+    def save(
+        self,
+        *,
+        config: Config,
+        trainer: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        optimizer_state: Mapping[str, np.ndarray],
+        tokenizer_dir: Path | None,
+        keep_last: int,
+    ) -> Path:
+        """Write the checkpoint of `trainer["step"]`, point `latest` at it, delete old ones."""
+        final_dir = self.checkpoint_dir(int(trainer["step"]))
+        if final_dir.exists() and storage.damage(final_dir):
+            storage.remove_folder(final_dir)
+        if not final_dir.exists():
+            write_checkpoint(
+                final_dir,
+                config=config,
+                trainer=trainer,
+                tensors=tensors,
+                optimizer_state=optimizer_state,
+                tokenizer_dir=tokenizer_dir,
+            )
+        storage.write_file(self.checkpoints_dir / LATEST, final_dir.name + "\n")
+        if keep_last:
+            for old in sorted(self.checkpoints_dir.glob("step-*"))[:-keep_last]:
+                storage.remove_folder(old)
+        return final_dir
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._log.close()
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a folder is (the beginning of) a run."""
+    return (run_dir / METRICS_FILE).exists() or (run_dir / CHECKPOINTS_DIR).is_dir()
+
+
+def refuse_existing(run_dir: Path) -> None:
+    """Raise `UserError` if the folder holds a run, saying how to continue it or start another."""
+    if holds_run(run_dir):
+        raise UserError(
+            f"{run_dir} holds a run already ({_describe(run_dir)}); it was not touched",
+            hint="Continue it with --resume, or start another: "
+            f"-o Engine.save_load.output_dir={run_dir}-2",
+        )
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Return all whole records of metrics.jsonl, in order; a cut last line is left out."""
+    records: list[dict[str, Any]] = []
+    file = run_dir / METRICS_FILE
+    if not file.exists():
+        return records
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            records.append(value)
+    return records
+
+
+def series(records: list[dict[str, Any]], event: str, key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of one kind of record; the last record of a step wins."""
+    points = {
+        int(record["step"]): float(record[key])
+        for record in records
+        if record.get("event") == event and record.get(key) is not None
+    }
+    return sorted(points.items())
+
+
+def _describe(run_dir: Path) -> str:
+    newest, _ = newest_of_run(run_dir)
+    steps = series(read_metrics(run_dir), "train", "loss")
+    reached = f"step {steps[-1][0]}" if steps else "no step yet"
+    return f"{reached}, newest checkpoint {newest.name if newest else 'none'}"
+
+
+def _end_with_newline(file: Path) -> None:
+    if not file.exists() or not file.stat().st_size:
+        return
+    with file.open("rb+") as opened:
+        opened.seek(-1, 2)
+        if opened.read(1) != b"\n":
+            opened.write(b"\n")

@@ -1,0 +1,116 @@
+"""What a run will do, before its first step: the rows of the run card and of `--dry-run`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastffn_cli.ui import number, size
+from models.gpt import count_parameters, flops_per_token
+
+if TYPE_CHECKING:
+    from fastffn_cli.engine.training import Blueprint
+
+
+def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
+    """Return (label, text) rows; every number comes from the blueprint's shapes."""
+    rows = [
+        ("device", f"{blueprint.device.describe()} · {blueprint.precision.describe()}"),
+        ("model", _model(blueprint)),
+        ("parameters", _parameters(blueprint)),
+        ("compute", _compute(blueprint)),
+        ("data", _data(blueprint)),
+        ("batch", _batch(blueprint)),
+        ("budget", _budget(blueprint)),
+        ("learning rate", _learning_rate(blueprint)),
+        ("memory", _memory(blueprint)),
+        ("checkpoints", _checkpoints(blueprint)),
+    ]
+    if blueprint.resume_from is not None:
+        step = blueprint.resume_from.step
+        rows.append(("continues", f"{blueprint.resume_from.path} (step {step})"))
+    changed = ", ".join(blueprint.resolved.overrides)
+    if changed:
+        rows.append(("changed", f"{changed} (-o)"))
+    return rows
+
+
+def _model(blueprint: Blueprint) -> str:
+    model = blueprint.model
+    kind = model.ffn["kind"]
+    ffn = "dense" if kind == "dense" else f"{kind} (rank {model.ffn['rank']})"
+    return (
+        f"GPT {model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, "
+        f"vocabulary {model.vocab_size:,}, {model.max_position_embeddings} positions · FFN {ffn}"
+    )
+
+
+def _parameters(blueprint: Blueprint) -> str:
+    from fastffn_cli.engine.model import dense_counterpart
+
+    own = count_parameters(blueprint.model)
+    dense = count_parameters(dense_counterpart(blueprint.model))
+    if own == dense:
+        return number(own)
+    return f"{number(own)} (dense {number(dense)}, {100 * (own / dense - 1):+.1f} %)"
+
+
+def _compute(blueprint: Blueprint) -> str:
+    from fastffn_cli.engine.model import dense_counterpart
+
+    seq_len = blueprint.config.Data.dataset.max_seq_len
+    own = 3 * flops_per_token(blueprint.model, seq_len)
+    dense = 3 * flops_per_token(dense_counterpart(blueprint.model), seq_len)
+    text = f"{number(own)}FLOP a token, forward and backward"
+    if own == dense:
+        return text
+    return f"{text} · at most {dense / own:.3f} x faster than dense by FLOPs"
+
+
+def _data(blueprint: Blueprint) -> str:
+    train, valid = blueprint.train, blueprint.valid
+    checked = f"{valid.num_tokens:,}" if valid is not None else "no"
+    return (
+        f"{blueprint.folder.path} · {train.num_tokens:,} training tokens in {train.num_samples:,} "
+        f"sequences of {train.seq_len}, {checked} validation tokens"
+    )
+
+
+def _batch(blueprint: Blueprint) -> str:
+    sizes, seq_len = blueprint.config.Data.batch_size, blueprint.config.Data.dataset.max_seq_len
+    local = blueprint.plan.batch_size
+    rounds = local // sizes.micro_batch_size
+    return (
+        f"{local * seq_len:,} tokens a step = {sizes.micro_batch_size} sequences x {seq_len} "
+        f"x {rounds} accumulated"
+    )
+
+
+def _budget(blueprint: Blueprint) -> str:
+    plan, train = blueprint.plan, blueprint.train
+    tokens = plan.max_steps * plan.batch_size * train.seq_len
+    epochs = plan.max_steps * plan.batch_size / train.num_samples
+    return f"{plan.max_steps:,} steps = {number(tokens)} tokens = {epochs:.2f} epochs"
+
+
+def _learning_rate(blueprint: Blueprint) -> str:
+    schedule = blueprint.schedule
+    text = f"{schedule.name} {schedule.max_lr:g}"
+    if schedule.name != "constant":
+        text += f" -> {schedule.min_lr:g} over {schedule.decay_steps:,} steps"
+    return f"{text}, warm-up {schedule.warmup_steps:g} steps"
+
+
+def _memory(blueprint: Blueprint) -> str:
+    needed = blueprint.memory.total(blueprint.config.Data.batch_size.micro_batch_size)
+    free = blueprint.free_memory
+    if free is None:
+        return f"about {size(needed)}"
+    text = f"about {size(needed)}, {size(free)} free ({blueprint.device.name})"
+    return f"{text}: MORE THAN THERE IS, see micro_batch_size" if needed > free else text
+
+
+def _checkpoints(blueprint: Blueprint) -> str:
+    plan = blueprint.plan
+    often = f"every {plan.save_steps:,} steps" if plan.save_steps > 0 else "at the end"
+    kept = f"newest {plan.keep_last} kept" if plan.keep_last else "all kept"
+    return f"{often}, {kept} -> {blueprint.run_dir / 'checkpoints'}"

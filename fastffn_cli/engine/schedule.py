@@ -1,0 +1,65 @@
+"""Learning rate as a pure function of the step: nothing to save, nothing to drift on resume.
+
+The cosine is FleetX's (`fleetx/optim/lr_scheduler.py`, August 2022), to the digit of its log.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastffn_cli.config.schema_training import LearningRate
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates of a run: `schedule(step)` with the first update at step 1.
+
+    With w warm-up and n decay steps:
+        t <= w       max_lr * t / w
+        t > n        min_lr (cosine, linear)
+        else cosine  min_lr + (max_lr - min_lr) * (cos(pi (t - w) / (n - w)) + 1) / 2
+             linear  max_lr + (min_lr - max_lr) * (t - w) / (n - w)
+             constant  max_lr, for ever
+    """
+
+    name: str
+    max_lr: float
+    min_lr: float
+    warmup_steps: float
+    decay_steps: int
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of update `step` (1-based)."""
+        if step <= self.warmup_steps:
+            return self.max_lr * step / self.warmup_steps
+        if self.name == "constant":
+            return self.max_lr
+        if step > self.decay_steps:
+            return self.min_lr
+        progress = (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
+        return SHAPES[self.name](progress, self.max_lr, self.min_lr)
+
+
+def _cosine(progress: float, max_lr: float, min_lr: float) -> float:
+    return min_lr + 0.5 * (math.cos(math.pi * progress) + 1.0) * (max_lr - min_lr)
+
+
+def _linear(progress: float, max_lr: float, min_lr: float) -> float:
+    return max_lr + (min_lr - max_lr) * progress
+
+
+SHAPES: dict[str, Callable[[float, float, float], float]] = {"cosine": _cosine, "linear": _linear}
+
+
+def build_schedule(lr: LearningRate, max_steps: int) -> Schedule:
+    """Make the schedule of the `Optimizer.lr` section for a run of `max_steps` updates."""
+    decay_steps = lr.decay_steps if lr.decay_steps is not None else max_steps
+    if lr.warmup_steps is not None:
+        warmup_steps: float = lr.warmup_steps
+    else:
+        # FleetX keeps the product unrounded: 0.01 of 360000 steps is 3600 exactly, other rates
+        # give a warm-up that ends between two steps.
+        warmup_steps = lr.warmup_rate * decay_steps
+    return Schedule(lr.name, lr.max_lr, lr.min_lr, warmup_steps, decay_steps)

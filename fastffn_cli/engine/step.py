@@ -1,0 +1,138 @@
+"""One optimizer update: the innermost and most often run lines of the program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import paddle
+from paddle import Tensor
+
+from fastffn_cli.data.dataset import Batch
+from fastffn_cli.engine.optimizer import AdamW
+from fastffn_cli.engine.precision import Precision
+from fastffn_cli.errors import Diverged
+from fastffn_cli.tasks.task import Task
+
+# A float16 run may overflow now and then: the scaler skips the update and halves its scale. This
+# many skips in a row mean that no scale helps.
+MAX_SKIPPED = 25
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update was: mean loss over the step's valid tokens, gradient norm before clipping.
+
+    `skipped` says that float16 gradients overflowed and the scaler left the weights alone.
+    """
+
+    loss: float
+    grad_norm: float
+    skipped: bool = False
+
+
+class TrainStep:
+    """`step(batch, learning_rate)`: forward and backward by micro batches, clip, update.
+
+    The loss of every micro batch is divided by the valid tokens of the *whole* step, so that any
+    division into micro batches gives the same gradient, masks or not.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: AdamW,
+        precision: Precision,
+        *,
+        micro_batch_size: int,
+        grad_clip: float,
+    ) -> None:
+        self.task = task
+        self.optimizer = optimizer
+        self.precision = precision
+        self.micro_batch_size = micro_batch_size
+        self.grad_clip = grad_clip
+        self._skipped_in_a_row = 0
+
+    def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
+        """Run one update; raises `Diverged`, before the update, when a number is not finite."""
+        loss = self._accumulate_gradients(batch)
+        self.precision.unscale(self.optimizer)
+        grad_norm = global_norm(self.optimizer.parameters)
+        finite = math.isfinite(grad_norm) and math.isfinite(loss)
+        if not finite and (self.precision.scaler is None or not math.isfinite(loss)):
+            self._raise_diverged(loss)
+        if finite and self.grad_clip and grad_norm > self.grad_clip:
+            scale_gradients(self.optimizer.parameters, self.grad_clip / grad_norm)
+        self.precision.update(self.optimizer, learning_rate)
+        self.optimizer.clear_gradients()
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise Diverged(
+                f"{MAX_SKIPPED} updates in a row overflowed float16",
+                hint="Try -o Optimizer.lr.max_lr=... or -o Engine.mix_precision.enable=False",
+            )
+        return StepResult(loss, grad_norm, skipped=not finite)
+
+    def _accumulate_gradients(self, batch: Batch) -> float:
+        valid = max(self.task.weight(batch), 1.0)
+        total: Tensor | None = None
+        for micro in micro_batches(batch, self.micro_batch_size):
+            with self.precision.autocast():
+                loss = self.task.loss(micro) / valid
+            self.precision.scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None, "a step has at least one micro batch"
+        return float(total.item())
+
+    def _raise_diverged(self, loss: float) -> None:
+        culprit = first_not_finite(self.optimizer.parameters)
+        self.optimizer.clear_gradients()
+        where = f" (first: {culprit})" if culprit else ""
+        raise Diverged(f"loss is {loss}, weights were not updated{where}")
+
+
+def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a batch into consecutive micro batches of `size` sequences."""
+    rows = batch.tokens_BS.shape[0]
+    for start in range(0, rows, size):
+        yield batch.slice(start, min(start + size, rows))
+
+
+def global_norm(parameters: Mapping[str, Tensor]) -> float:
+    """L2 norm over all gradients together, summed in float32."""
+    squares = [_squared_norm(parameter.grad) for parameter in _with_gradient(parameters)]
+    if not squares:
+        return 0.0
+    return math.sqrt(total) if (total := float(paddle.add_n(squares).item())) >= 0 else math.nan
+
+
+def scale_gradients(parameters: Mapping[str, Tensor], factor: float) -> None:
+    """Multiply all gradients by `factor`, in place."""
+    with paddle.no_grad():
+        for parameter in _with_gradient(parameters):
+            parameter.grad.scale_(factor)
+
+
+def first_not_finite(parameters: Mapping[str, Tensor]) -> str | None:
+    """Name the first parameter, in model order, that is not finite itself or by its gradient."""
+    for name, parameter in parameters.items():
+        if not bool(paddle.isfinite(parameter).all().item()):
+            return name
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and not bool(paddle.isfinite(parameter.grad).all().item()):
+            return f"{name}.grad"
+    return None
+
+
+def _with_gradient(parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    return [parameter for parameter in parameters.values() if parameter.grad is not None]
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
+    # One pass over the memory; the operator behind Paddle's own ClipGradByGlobalNorm.
+    kernel = getattr(paddle._C_ops, "squared_l2_norm", None)
+    if kernel is not None and gradient.dtype == paddle.float32:
+        return kernel(gradient)
+    return paddle.sum(paddle.square(gradient.astype("float32"))).reshape([1])

@@ -1,0 +1,1 @@
+"""From a prompt to text: picking tokens, decoding with a cache, streaming."""

@@ -1,0 +1,55 @@
+"""Next-token prediction: the task of pretrain, posttrain and eval."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.nn import functional
+
+if TYPE_CHECKING:
+    from fastffn_cli.data.dataset import Batch
+
+LARGEST_EXPONENT = 20.0  # FleetX's cap: a loss above it prints as e^20, not as an overflow
+
+
+class CausalLM:
+    """Cross entropy of each next token, float32 whatever the precision of the model."""
+
+    name = "lm"
+
+    def __init__(self, model: nn.Layer) -> None:
+        self.model = model
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the sum over unmasked tokens of -log p(label): float32, 0-d.
+
+        `batch` holds tokens, labels and mask of [B, S]; they go to the current device.
+        """
+        logits_BSV = self.model(paddle.to_tensor(batch.tokens_BS))
+        losses_N = token_losses(logits_BSV, paddle.to_tensor(batch.labels_BS))
+        mask_N = paddle.to_tensor(batch.mask_BS).reshape([-1])
+        return paddle.sum(losses_N * mask_N)
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of unmasked tokens."""
+        return float(np.sum(batch.mask_BS, dtype=np.float64))
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """Return the perplexity."""
+        return {"ppl": perplexity(mean_loss)}
+
+
+def token_losses(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
+    """Return -log softmax(logits)[label] of every token: float32, [B * S]."""
+    logits_NV = logits_BSV.reshape([-1, logits_BSV.shape[-1]]).astype("float32")
+    losses_N1 = functional.cross_entropy(logits_NV, labels_BS.reshape([-1]), reduction="none")
+    return losses_N1.reshape([-1])
+
+
+def perplexity(mean_loss: float) -> float:
+    """Return exp(mean_loss), capped at e^20 as FleetX caps it."""
+    return math.exp(min(LARGEST_EXPONENT, mean_loss))

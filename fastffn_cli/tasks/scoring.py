@@ -1,0 +1,95 @@
+"""The loss of a model over windows, the same number whatever the batch size.
+
+A matrix product sums in an order that depends on its number of rows, so a window's loss changes in
+its last bits with the windows beside it. Therefore windows are always computed in the same blocks,
+whose size follows from the window length alone; the batch size says only how many blocks are under
+way before their losses are fetched from the device.
+
+B windows, S window length, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from fastffn_cli.tasks.causal_lm import token_losses
+from fastffn_cli.tasks.windows import Window
+from models.gpt import GPT
+
+BLOCK_TOKENS = 1024  # enough rows to keep a matrix product busy, little memory
+LOGITS = 1 << 24  # values of [rows, V] at a time: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sum of -log p over `targets` predicted tokens, in nats, float64."""
+
+    nll: float = 0.0
+    targets: int = 0
+
+
+def score_windows(
+    model: GPT,
+    windows: Iterable[Window],
+    *,
+    batch_size: int,
+    on_progress: Callable[[Score], None] | None = None,
+) -> Score:
+    """Return the summed loss of all windows, added up in float64 in their order."""
+    model.eval()
+    total = Score()
+    with paddle.no_grad():
+        for batch in _batches(_blocks(windows), batch_size):
+            under_way = [(_losses(model, block), block) for block in batch]
+            for losses, block in under_way:
+                losses_BS = np.concatenate([part.numpy() for part in losses]).astype(np.float64)
+                mask_BS = np.stack([window.mask[block[0].first :] for window in block])
+                nll = float(np.sum(losses_BS.reshape(mask_BS.shape) * mask_BS))
+                total = Score(total.nll + nll, total.targets + int(mask_BS.sum()))
+            if on_progress is not None:
+                on_progress(total)
+    return total
+
+
+def _blocks(windows: Iterable[Window]) -> Iterator[list[Window]]:
+    """Group windows that predict from the same place on, as many as make `BLOCK_TOKENS` tokens."""
+    block: list[Window] = []
+    for window in windows:
+        size = max(1, BLOCK_TOKENS // window.tokens.size)
+        if block and (len(block) == size or window.first != block[0].first):
+            yield block
+            block = []
+        block.append(window)
+    if block:
+        yield block
+
+
+def _batches(blocks: Iterator[list[Window]], batch_size: int) -> Iterator[list[list[Window]]]:
+    """Group blocks: as many as hold `batch_size` windows, at least one."""
+    for block in blocks:
+        more = -(-batch_size // len(block)) - 1
+        yield [block, *islice(blocks, more)]
+
+
+def _losses(model: GPT, block: list[Window]) -> list[Tensor]:
+    """Queue a block on the device; the losses of its predicting positions, in parts of [rows]."""
+    first = block[0].first
+    x_BSD = model.hidden(_stack([window.tokens for window in block]))
+    x_ND = x_BSD[:, first:].reshape([-1, x_BSD.shape[-1]])
+    labels_N = _stack([window.labels[first:] for window in block]).reshape([-1])
+    rows = max(1, LOGITS // model.config.vocab_size)
+    return [
+        token_losses(model.logits(x_ND[start : start + rows]), labels_N[start : start + rows])
+        for start in range(0, x_ND.shape[0], rows)
+    ]
+
+
+def _stack(rows: list[NDArray[np.int64]]) -> Tensor:
+    return paddle.to_tensor(np.stack(rows))

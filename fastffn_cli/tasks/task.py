@@ -1,0 +1,34 @@
+"""The protocol by which the engine knows a task: a model, a loss, a weight and metrics.
+
+It stands apart from the tasks so that the engine can be typed against it without knowing any task
+by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from paddle import Tensor, nn
+
+    from fastffn_cli.data.dataset import Batch
+
+
+class Task(Protocol):
+    """What `fit` trains and evaluates.
+
+    Losses are sums, not means: a step that is cut into micro batches adds their losses and divides
+    once by the sum of their weights, so masks make no difference to accumulation.
+    """
+
+    name: str
+    model: nn.Layer
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the SUM of the losses of the batch's valid tokens: float32, 0-d."""
+
+    def weight(self, batch: Batch) -> float:
+        """Return the number of valid tokens: what `loss` is to be divided by."""
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """Name what a mean loss stands for, e.g. {"ppl": 12.3}; the loss itself is not repeated."""

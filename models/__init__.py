@@ -1,0 +1,1 @@
+"""The models and feed-forward kinds of fastffn: `paddle.nn` only, importable on their own."""

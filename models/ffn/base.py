@@ -1,0 +1,76 @@
+"""What every kind of feed-forward layer answers.
+
+Shape legend: B batch, T time, D hidden_size, F ffn_hidden_size, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from paddle import Tensor, nn
+from paddle.nn import functional
+
+
+class NotMergeable(TypeError):
+    """The layer cannot be turned into a dense feed-forward that computes the same function."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the dense feed-forward that a kind stands for; `init_std` is its initial spread."""
+
+    hidden_size: int
+    ffn_hidden_size: int
+    init_std: float = 0.02
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Closed-form cost of one feed-forward layer.
+
+    `flops_per_token` counts the forward pass, a multiply-add as two, matrix products only; forward
+    and backward together cost three times as much.
+    """
+
+    parameters: int
+    flops_per_token: int
+
+
+class FFN(nn.Layer):
+    """`linear2(gelu(linear1(x)))` with the tanh form of GELU, as GPT-2, FleetX and FastFFN have it.
+
+    A kind sets `kind`, `Options` (a frozen dataclass whose fields are the YAML keys of `Model.ffn`)
+    and builds `linear1` and `linear2` in its own way.
+    """
+
+    kind: ClassVar[str]
+    Options: ClassVar[type[Any]]
+
+    linear1: nn.Layer
+    linear2: nn.Layer
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        return self.linear2(functional.gelu(self.linear1(x_BTD), approximate=True))
+
+    @classmethod
+    def cost(cls, shape: Shape, options: Any) -> Cost:
+        """Parameters and forward FLOPs per token, from the shapes alone."""
+        raise NotImplementedError
+
+    @classmethod
+    def approximate_pair(
+        cls, linear1: nn.Linear, linear2: nn.Linear, options: Any
+    ) -> tuple[nn.Layer, nn.Layer]:
+        """Return cheap stand-ins for a trained (Linear, activation, Linear) pair.
+
+        Raises `TypeError` where the kind has no such construction.
+        """
+        raise TypeError(f"a trained feed-forward cannot be approximated by kind '{cls.kind}'")
+
+    def merge(self) -> FFN:
+        """Return the dense feed-forward of the same function, or raise `NotMergeable`."""
+        raise NotMergeable(
+            f"feed-forward kind '{self.kind}' has no dense form of the same function"
+        )

@@ -1,0 +1,250 @@
+"""FleetX's GPT: pre-norm decoder, learned positions, tanh GELU, head tied to the word embeddings.
+
+Mathematics of PaddleFleetX `fleetx/models/gpt_model/modeling.py` (3589c682): layer norm eps 1e-5,
+dropout after the embeddings, on attention probabilities and after both sublayers, one fused qkv
+projection whose columns are interleaved per head, causal mask of -1e4, Normal(0,
+initializer_range) for all matrices and embeddings.
+
+Shape legend: B batch, T new tokens, S tokens attended to (cached + new), D hidden_size, H heads,
+K head size, V vocabulary. HB is heads x batch, heads outermost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import paddle
+from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
+from paddle.nn import functional
+
+from models import ffn
+from models.ffn.base import Shape
+
+MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes and switches of a GPT; `ffn` is a spec of `models.ffn`, e.g. {"kind": "low_rank"}."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    ffn_hidden_size: int
+    max_position_embeddings: int = 1024
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    use_recompute: bool = False
+    recompute_granularity: Literal["full", "full_attn", "core_attn"] = "full"
+    ffn: Mapping[str, Any] = field(default_factory=lambda: {"kind": "dense"})
+
+    @property
+    def ffn_shape(self) -> Shape:
+        """The dense feed-forward that the configured kind stands for."""
+        return Shape(self.hidden_size, self.ffn_hidden_size, self.initializer_range)
+
+
+class KVCache:
+    """Keys and values of all layers, in buffers of fixed capacity: [layer] of [HB, capacity, K]."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, capacity: int, dtype: Any) -> None:
+        heads = config.num_attention_heads
+        shape = [heads * batch_size, capacity, config.hidden_size // heads]
+        self.heads, self.capacity, self.length = heads, capacity, 0
+        self._keys = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
+        self._values = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [HB, T, K] behind the tokens so far; return keys and values of all S tokens."""
+        end = self.length + k.shape[1]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+        self._keys[layer][:, self.length : end] = k
+        self._values[layer][:, self.length : end] = v
+        return self._keys[layer][:, :end], self._values[layer][:, :end]
+
+    def select(self, indices: Tensor) -> None:
+        """Keep or repeat the sequences `indices` [B'] of the batch, in that order."""
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                split = buffer.reshape([self.heads, -1, *buffer.shape[1:]])
+                chosen = paddle.index_select(split, indices, axis=1)
+                buffers[layer] = chosen.reshape([-1, *buffer.shape[1:]])
+
+
+class SelfAttention(nn.Layer):
+    """Causal multi-head attention with a fused, per-head interleaved qkv projection."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.head_size = config.hidden_size // self.heads
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.recompute_core = config.use_recompute and config.recompute_granularity == "core_attn"
+        self.qkv_proj = _linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = _linear(config, config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Map [B, T, D] to [B, T, D]; `mask` is additive, [T, S] or [HB, T, S]."""
+        # Splitting along heads and joining on the batch axis gives bit for bit what the usual 4-D
+        # transpose gives, at half its time on a CPU (transposes are Paddle's slowest CPU op).
+        columns = paddle.split(self.qkv_proj(x_BTD), 3 * self.heads, axis=-1)
+        q, k, v = (paddle.concat(columns[part::3], axis=0) for part in range(3))
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        if self.recompute_core and self.training:
+            heads_out = recompute(self._core, q, k, v, mask, use_reentrant=False)
+        else:
+            heads_out = self._core(q, k, v, mask)
+        return self.out_proj(paddle.concat(paddle.split(heads_out, self.heads, axis=0), axis=-1))
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """softmax(q kᵀ / √K + mask) v on [HB, T, K] and [HB, S, K]."""
+        scores = paddle.matmul(q * self.head_size**-0.5, k, transpose_y=True)
+        weights = functional.softmax(scores + mask.astype(scores.dtype), axis=-1)
+        if self.dropout_prob:
+            weights = functional.dropout(weights, self.dropout_prob, training=self.training)
+        return paddle.matmul(weights, v)
+
+
+class DecoderLayer(nn.Layer):
+    """x + dropout(attention(norm1(x))), then x + dropout(ffn(norm2(x)))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+        self.self_attn = SelfAttention(config)
+        self.dropout1 = nn.Dropout(config.hidden_dropout_prob)
+        self.norm2 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+        self.ffn = ffn.build(config.ffn, config.ffn_shape)
+        self.dropout2 = nn.Dropout(config.hidden_dropout_prob)
+        self.recompute_attention = (
+            config.use_recompute and config.recompute_granularity == "full_attn"
+        )
+
+    def forward(
+        self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Map [B, T, D] to [B, T, D]."""
+        normed = self.norm1(x_BTD)
+        if self.recompute_attention and self.training:
+            attended = recompute(self.self_attn, normed, mask, use_reentrant=False)
+        else:
+            attended = self.self_attn(normed, mask, cache, layer)
+        x_BTD = x_BTD + self.dropout1(attended)
+        return x_BTD + self.dropout2(self.ffn(self.norm2(x_BTD)))
+
+
+class GPT(nn.Layer):
+    """A causal language model: token ids in, logits out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = _embedding(config, config.vocab_size)
+        self.position_embeddings = _embedding(config, config.max_position_embeddings)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.LayerList([DecoderLayer(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+
+    def forward(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return logits [B, T, V]; the arguments are those of `hidden`."""
+        return self.logits(self.hidden(ids_BT, positions_BT, mask, cache))
+
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the normalised last hidden states [B, T, D].
+
+        `positions_BT` defaults to the places behind the cached tokens. `mask` is additive and
+        broadcastable to [B, 1, T, S]; where both it and the causal mask hide a key, the lower value
+        counts once. With a `cache`, its tokens come before `ids_BT` and are joined by them.
+        """
+        past, steps = (cache.length if cache is not None else 0), ids_BT.shape[1]
+        if positions_BT is None:
+            positions_BT = paddle.arange(past, past + steps).unsqueeze(0)
+        embedded = self.word_embeddings(ids_BT) + self.position_embeddings(positions_BT)
+        x_BTD = self.dropout(embedded)
+        scores_mask = self._scores_mask(past, steps, mask)
+        recompute_layers = (
+            self.config.use_recompute
+            and self.config.recompute_granularity == "full"
+            and self.training
+        )
+        for index, layer in enumerate(self.layers):
+            if recompute_layers:
+                x_BTD = recompute(layer, x_BTD, scores_mask, use_reentrant=False)
+            else:
+                x_BTD = layer(x_BTD, scores_mask, cache, index)
+        if cache is not None:
+            cache.length += steps
+        return self.norm(x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Multiply hidden states [..., D] with the tied word embeddings: [..., V]."""
+        return paddle.matmul(x_BTD, self.word_embeddings.weight, transpose_y=True)
+
+    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
+        """Return an empty key-value cache for `capacity` tokens of `batch_size` sequences."""
+        dtype = self.layers[0].self_attn.qkv_proj.weight.dtype
+        return KVCache(self.config, batch_size, capacity, dtype)
+
+    def on_ffn_replaced(self, spec: dict[str, Any]) -> None:
+        """Keep the configuration true after `models.ffn.approximate` or `merge`."""
+        self.config = replace(self.config, ffn=spec)
+
+    def _scores_mask(self, past: int, steps: int, mask: Tensor | None) -> Tensor:
+        total = past + steps
+        causal_TS = paddle.triu(paddle.full([steps, total], MASKED), diagonal=past + 1)
+        if mask is None:
+            return causal_TS
+        combined_B1TS = paddle.minimum(mask.astype(causal_TS.dtype), causal_TS)
+        return paddle.tile(combined_B1TS.squeeze(1), [self.config.num_attention_heads, 1, 1])
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """Number of trainable values, in closed form (the tied head counts once)."""
+    d, layers = config.hidden_size, config.num_layers
+    attention = 4 * d * d + 4 * d
+    norms = 4 * d
+    feed_forward = ffn.cost(config.ffn, config.ffn_shape).parameters
+    embeddings = (config.vocab_size + config.max_position_embeddings) * d
+    return embeddings + layers * (attention + norms + feed_forward) + 2 * d
+
+
+def flops_per_token(config: GPTConfig, seq_len: int) -> int:
+    """Forward FLOPs per token at sequences of `seq_len`, matrix products only, in closed form.
+
+    A multiply-add counts as two; attention counts the whole [T, T] square that is computed.
+    """
+    d = config.hidden_size
+    attention = 8 * d * d + 4 * seq_len * d
+    feed_forward = ffn.cost(config.ffn, config.ffn_shape).flops_per_token
+    return config.num_layers * (attention + feed_forward) + 2 * d * config.vocab_size
+
+
+def _linear(config: GPTConfig, in_features: int, out_features: int) -> nn.Linear:
+    normal = nn.initializer.Normal(0.0, config.initializer_range)
+    return nn.Linear(in_features, out_features, weight_attr=paddle.ParamAttr(initializer=normal))
+
+
+def _embedding(config: GPTConfig, rows: int) -> nn.Embedding:
+    normal = nn.initializer.Normal(0.0, config.initializer_range)
+    return nn.Embedding(rows, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal))
