@@ -102,8 +102,6 @@ def derive_values(config: Config, given: set[str]) -> tuple[Config, set[str]]:
     fill(LOCAL, batch)
     fill(MICRO, micro)
     fill(ACCUMULATE, batch // micro)
-    if config.Engine.test_iters is None:
-        fill("Engine.test_iters", 10 * config.Engine.eval_iters)
     window = config.Offline_Eval.max_seq_len or config.Model.max_position_embeddings
     fill("Offline_Eval.overlapping_eval", min(config.Offline_Eval.overlapping_eval, window))
     if config.Model.ffn_hidden_size is None:

@@ -11,11 +11,19 @@ from typing import Annotated
 
 from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Strict
 
+# Room for every honest count; beyond it arrays, seeds and divisors overflow one after the other.
+LARGEST_INTEGER = 2**31 - 1
+
 
 def _take_whole_float(value: object) -> object:
-    """Turn 1e6 into 1000000; leave everything else to the strict integer check."""
+    """Turn 1e6 into 1000000; leave everything else to the strict integer check.
+
+    Raises ValueError for a number no key has use for.
+    """
     if type(value) is float and value.is_integer():
-        return int(value)
+        value = int(value)
+    if type(value) is int and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"must be an integer of at most {LARGEST_INTEGER}")
     return value
 
 

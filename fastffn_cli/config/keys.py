@@ -65,6 +65,16 @@ class Key:
         """What a value must be, in words: `an integer of at least 1`."""
         return describe_type(self.field.annotation, self.field.metadata)
 
+    def accepts(self, value: Any) -> bool:
+        """Tell whether a value is of the kind this key takes (ranges left aside)."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            return False
+        if isinstance(value, str):
+            return self.expected.startswith("text") and ":" not in value
+        return self.expected.startswith("a number" if isinstance(value, float) else "an integer")
+
     @property
     def choices(self) -> tuple[Any, ...]:
         """The values of a key that has a fixed list of them."""
@@ -176,6 +186,8 @@ def _nearest(path: str) -> list[str]:
     siblings = [key for key in keys if key.rpartition(".")[0] == parent]
     if found := _closest(name, siblings, 0.75):
         return found
+    if name == "name":  # several blocks have one, and none is meant
+        return []
     same = [key for key in keys if key.lower().endswith("." + name.lower())]
     if 0 < len(same) <= 2:
         return same

@@ -5,6 +5,8 @@ Every text ends in what to type.
 
 from __future__ import annotations
 
+import math
+
 from fastffn_cli.config.derive import ACCUMULATE, ENABLE, GLOBAL, LOCAL, MICRO, PURE_FP16
 from fastffn_cli.config.ffn import LowRankFFN
 from fastffn_cli.config.review import Review, reads
@@ -34,7 +36,7 @@ def _batch_sizes_agree(review: Review) -> None:
         return
     name, key = ("local_batch_size", LOCAL) if local else ("global_batch_size", GLOBAL)
     if MICRO in review.given and batch % micro:
-        fits = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
+        fits = _largest_divisor(batch, min(micro, batch))
         review.error(
             f"{name} {batch} is not a multiple of micro_batch_size {micro}: set micro_batch_size "
             f"to {fits}, or {name} to {-(-batch // micro) * micro}",
@@ -49,7 +51,7 @@ def _batch_sizes_agree(review: Review) -> None:
     elif MICRO not in review.given and batch % (steps or min(micro, batch)):
         divisor = f"accumulate_steps {steps}" if steps else f"micro_batch_size {micro} (default)"
         limit = batch // steps if steps else micro
-        fits = max(size for size in range(1, max(limit, 1) + 1) if batch % size == 0)
+        fits = _largest_divisor(batch, max(limit, 1))
         review.error(
             f"{name} {batch} is not a multiple of {divisor}: set micro_batch_size to {fits}"
             + (" and leave accumulate_steps blank" if steps else ""),
@@ -57,14 +59,24 @@ def _batch_sizes_agree(review: Review) -> None:
         )
 
 
+def _divisors(number: int) -> set[int]:
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return {*small, *(number // size for size in small)}
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(size for size in _divisors(number) if size <= limit)
+
+
+def _nearest_divisor(number: int, wish: int) -> int:
+    return min(_divisors(number), key=lambda size: (abs(size - wish), size))
+
+
 @reads("Model.hidden_size", "Model.num_attention_heads")
 def _heads_divide_width(review: Review) -> None:
     width, heads = review.config.Model.hidden_size, review.config.Model.num_attention_heads
     if width % heads:
-        fits = min(
-            (size for size in range(1, width + 1) if width % size == 0),
-            key=lambda size: (abs(size - heads), size),
-        )
+        fits = _nearest_divisor(width, heads)
         review.error(
             f"hidden_size {width} is not a multiple of num_attention_heads {heads}: set "
             f"num_attention_heads to {fits}, or hidden_size to {-(-width // heads) * heads}",
@@ -183,10 +195,12 @@ def _precision_agrees(review: Review) -> None:
             ("level", mix.level, "O2"),
         ):  # fmt: skip
             if value is not None and value != pure:
-                shown = str(value).lower() if isinstance(value, bool) else value
+                shown, meant = (
+                    str(item).lower() if isinstance(item, bool) else item for item in (value, pure)
+                )
                 review.error(
-                    f"use_pure_fp16: true means {name}: {pure!s}, and {name} is {shown}: remove "
-                    "one of the two",
+                    f"use_pure_fp16: true means {name}: {meant}, and {name} is {shown}: "
+                    "remove one of the two",
                     prefix + name, PURE_FP16,
                 )  # fmt: skip
     both = sorted(set(mix.custom_black_list) & set(mix.custom_white_list))
@@ -295,6 +309,7 @@ def _one_process(review: Review) -> None:
 
 
 NO_EFFECT = {
+    "Engine.test_iters": "fastffn eval reads the whole test part",
     "Model.type_vocab_size": "a GPT has no token types",
     "Model.fused_linear": "the kernel exists for CUDA 11.6 and later only",
     "Fused.tensor_fusion": "weights keep a buffer each",

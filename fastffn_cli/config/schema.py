@@ -29,7 +29,7 @@ class GlobalSection(Block):
         default="auto", description="auto, cpu, gpu, npu, or with a number: gpu:0, npu:1."
     )
     seed: Integer = Field(
-        default=1024, ge=0, lt=2**32, description="Seed of weights, dropout and data order."
+        default=1024, ge=0, lt=2**31, description="Seed of weights, dropout and data order."
     )
     cpu_threads: Integer | None = Field(
         default=None, ge=1, description="Threads of the CPU's matrix products (blank: every core)."

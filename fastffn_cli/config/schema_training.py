@@ -90,7 +90,8 @@ class EngineSection(Block):
     test_iters: Integer | None = Field(
         default=None,
         ge=1,
-        description="Batches of the test after the run (blank: 10 times eval_iters).",
+        description="Accepted for FleetX's files; `fastffn eval` reads the whole test part, "
+        "no effect.",
     )
     mix_precision: MixPrecision = Field(
         default_factory=MixPrecision, description="Half precision on devices that have it."

@@ -39,10 +39,14 @@ def find_config_file(source: str) -> Path:
     if path.exists():
         raise ConfigError(source, [f"{source} is not a regular file. Use -c - to read a pipe"])
     known = [*shipped, *(str(file) for file in _neighbours(path))]
-    near = difflib.get_close_matches(name, known, 1, 0.6) or difflib.get_close_matches(
-        Path(name).name, known, 1, 0.6
+    forms = [known_name for known_name in shipped if name and known_name.startswith(name + "-")]
+    near = (
+        forms
+        or difflib.get_close_matches(name, known, 1, 0.6)
+        or difflib.get_close_matches(Path(name).name, known, 1, 0.6)
     )
-    suggestion = f" Did you mean '{near[0]}'?" if near else ""
+    names = " or ".join(f"'{item}'" for item in near)
+    suggestion = f" Did you mean {names}?" if near else ""
     raise ConfigError(
         source,
         [f"there is no file '{source}' and no shipped config of that name.{suggestion}"],

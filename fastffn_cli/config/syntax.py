@@ -26,6 +26,11 @@ def explain_syntax_error(error: yaml.YAMLError, text: str) -> tuple[int, str]:
         return _explain_mapping(lines, line)
     if "could not find expected ':'" in problem:
         return start, "a key without a colon: write 'key: value'"
+    if written[error.problem_mark.column :][:1] in ("]", "}"):
+        return (
+            line,
+            f"a '{written[error.problem_mark.column]}' without its opening bracket: remove it",
+        )
     if "expected <block end>" in problem:
         return line, (
             f"this line does not line up with the block that begins in line {start}: give keys of "

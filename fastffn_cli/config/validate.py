@@ -10,12 +10,19 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fastffn_cli.config.ffn import FFN_KINDS
-from fastffn_cli.config.keys import Key, all_keys, sections, suggest_key
+from fastffn_cli.config.keys import Key, all_keys, leaf_keys, sections, suggest_key
 from fastffn_cli.config.origin import DEFAULT, Origin, Problem
 from fastffn_cli.config.scalars import parse_scalar
 from fastffn_cli.config.schema import Config
 from fastffn_cli.config.yaml_tree import Branch
 
+# The key that a value in place of its whole block was meant for.
+_MAIN_KEY = {
+    "Model.ffn": "kind",
+    "Optimizer.lr": "max_lr",
+    "Data.dataset": "input_dir",
+    "Data.batch_size": "global_batch_size",
+}
 _DEVICES = ("auto", "cpu", "gpu", "npu", "gpu:0", "npu:0")
 _WORDS_FOR_TRUE = {"yes", "on", "y"}
 _WORDS_FOR_FALSE = {"no", "off", "n"}
@@ -150,6 +157,9 @@ def _list_siblings(dotted: str) -> str:
 def _remedy(key: Key, given: Any) -> str:
     """Say what to type instead, where a certain slip is likely."""
     expected = key.expected
+    inner = _MAIN_KEY.get(key.path)
+    if inner and leaf_keys()[f"{key.path}.{inner}"].accepts(given):
+        return f". Write {key.name}: {{{inner}: {_yaml_word(given)}}}"
     if isinstance(given, str):
         if expected == "true or false":
             word = given.lower()
@@ -160,9 +170,7 @@ def _remedy(key: Key, given: Any) -> str:
                 return f". Remove the quotes: {word}"
         if expected.startswith(("an integer", "a number")):
             return _number_remedy(given)
-        if key.path == "Model.ffn" and given in FFN_KINDS:
-            return f". Write ffn: {{kind: {given}}}"
-        if expected == "a block of keys" and ":" in given:
+        if expected == "a block of keys" and re.match(r"\w+:\S", given):
             return ". Write a space after the colon"
         if expected.startswith("a list"):
             return f". Write [{given}]"

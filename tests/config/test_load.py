@@ -290,7 +290,6 @@ def test_every_key_has_an_origin(write):
     assert kinds["Global.seed"] == "file"
     assert kinds["Engine.eval_iters"] == "override"
     assert kinds["Model.ffn_hidden_size"] == "derived"
-    assert kinds["Engine.test_iters"] == "derived"
     assert kinds["Model.hidden_size"] == "default"
     assert (resolved.origins["Global.seed"].file, resolved.origins["Global.seed"].line) == (
         "a.yaml",

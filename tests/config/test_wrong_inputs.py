@@ -119,6 +119,11 @@ def test_bytes_that_are_no_text_are_named():
             "there is no file 'mine.yml' and no shipped config of that name. "
             "Did you mean 'mine.yaml'?",
         ),
+        (
+            "gpt-6l",
+            "there is no file 'gpt-6l' and no shipped config of that name. "
+            "Did you mean 'gpt-6l-dense' or 'gpt-6l-fastffn' or 'gpt-6l-post'?",
+        ),
         ("zzz", "there is no file 'zzz' and no shipped config of that name."),
         ("run", "run is a folder. Type -c run/config.yaml"),
         ("empty", "empty is a folder. Name a YAML file in it"),

@@ -136,6 +136,48 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
             "bad.yaml:2  'Optimizer.grad_clip' must be a number of at least 0, not a block of keys. Write the number alone: 1.0",
         ],
     ),
+    "value for the learning rates": (
+        "Optimizer:\n  lr: 1e-4\n",
+        (),
+        [
+            "bad.yaml:2  'Optimizer.lr' must be a block of keys, not 0.0001 (float). Write lr: {max_lr: 0.0001}",
+        ],
+    ),
+    "folder for the data": (
+        "Data:\n  dataset: ./data\n",
+        (),
+        [
+            "bad.yaml:2  'Data.dataset' must be a block of keys, not './data' (str). Write dataset: {input_dir: ./data}",
+        ],
+    ),
+    "beyond every count": (
+        "Engine:\n  max_steps: 1e12\n",
+        (),
+        [
+            "bad.yaml:2  'Engine.max_steps' must be an integer of at most 2147483647, not 1000000000000.0 (float)",
+        ],
+    ),
+    "empty path": (
+        "Engine:\n  save_load:\n    ckpt_dir: ''\n",
+        (),
+        [
+            "bad.yaml:3  'Engine.save_load.ckpt_dir' must be text that is not empty, not '' (str)",
+        ],
+    ),
+    "bracket too many": (
+        "Model: {num_layers: 2}}\n",
+        (),
+        [
+            "bad.yaml:1  a '}' without its opening bracket: remove it",
+        ],
+    ),
+    "several beams": (
+        "Generation:\n  num_beams: 4\n",
+        (),
+        [
+            "bad.yaml:2  num_beams 4: beam search is not in this version. Set num_beams to 1, with decode_strategy sampling or greedy_search",
+        ],
+    ),
     "unknown choice": (
         "Engine:\n  mix_precision:\n    dtype: bf16\n",
         (),
@@ -312,11 +354,10 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         ],
     ),
     "beam search": (
-        "Generation:\n  decode_strategy: beam_search\n  num_beams: 4\n",
+        "Generation:\n  decode_strategy: beam_search\n",
         (),
         [
             "bad.yaml:2  'Generation.decode_strategy' must be one of 'sampling', 'greedy_search', not 'beam_search' (str). Beam search is not in this version",
-            "bad.yaml:3  num_beams 4: beam search is not in this version. Set num_beams to 1, with decode_strategy sampling or greedy_search",
         ],
     ),
     "tensor parallel": (
