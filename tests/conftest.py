@@ -61,18 +61,18 @@ Optimizer:
     min_lr: 1e-4
 """
 
-WORDS = (
+TEXT = (
     "the river runs under an old bridge and nobody counts the boats that pass below it while "
     "seven clerks in the town hall write letters about bread, rain, taxes and the price of rope"
-).split()
+)
 
 
 def write_corpus(file: Path, documents: int = 60, seed: int = 11) -> Path:
     """Write a .jsonl of made-up sentences, the same ones for the same arguments."""
-    source = random.Random(seed)
+    source, vocabulary = random.Random(seed), TEXT.split()
     with file.open("w", encoding="utf-8") as lines:
         for _ in range(documents):
-            words = source.choices(WORDS, k=source.randint(30, 90))
+            words = source.choices(vocabulary, k=source.randint(30, 90))
             lines.write(json.dumps({"text": " ".join(words) + "."}) + "\n")
     return file
 
@@ -156,6 +156,39 @@ def make_workplace(folder: Path, data_dir: Path) -> Workplace:
 def workplace(tmp_path: Path, data_dir: Path) -> Workplace:
     """A fresh folder with the tiny configuration."""
     return make_workplace(tmp_path, data_dir)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did inside this process: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fastffn(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """`fastffn(*args)` runs the program's `main` in `workplace`, sparing the start of a process."""
+    from fastffn_cli.app import main
+
+    monkeypatch.chdir(workplace.dir)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fastffn", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return Outcome(code, *capfd.readouterr())
+
+    return call
 
 
 @dataclass(frozen=True)

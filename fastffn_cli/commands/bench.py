@@ -40,7 +40,7 @@ def run(
     """Time stage 1 against its dense counterpart on this machine, interleaved.
 
     Times whole training steps on synthetic tokens (no data is needed): ratio above 1 means that
-    stage 1 is faster. The ceiling is what the FLOPs of the matrix products alone would allow.
+    stage 1 is faster. The ceiling is the ratio of the FLOPs of the matrix products.
 
     **Examples**
 

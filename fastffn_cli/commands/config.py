@@ -29,7 +29,7 @@ def run(
     key: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KEY]",
+            metavar="KEY",
             help="A key or section to explain: Optimizer.lr.max_lr, or max_lr if that is unique.",
             autocompletion=_complete_key,
         ),

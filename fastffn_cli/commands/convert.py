@@ -30,7 +30,7 @@ def run(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CKPT]",
+            metavar="CKPT",
             help="A checkpoint or run folder; without it, the newest one here that can be "
             "converted.",
         ),
@@ -82,14 +82,16 @@ def run(
     use_device(device or "auto")
 
     from fastffn_cli.engine.checkpoint import load_model, read_checkpoint
-    from fastffn_cli.engine.conversion import convert_checkpoint, default_out_dir
+    from fastffn_cli.engine.conversion import convert_checkpoint, default_out_dir, refuse_existing
 
+    out_dir = out or default_out_dir(path, to.value)
+    refuse_existing(out_dir)
     spec = {"kind": to.value} if to is Target.DENSE else {"kind": to.value, "rank": rank}
     result = convert_checkpoint(
         read_checkpoint(path, checksums=False),
         load_model(path),
         spec,
-        out or default_out_dir(path, to.value),
+        out_dir,
         tolerance=tolerance,
         dtype=dtype.value,
     )

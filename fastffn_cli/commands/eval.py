@@ -1,6 +1,111 @@
-"""Placeholder until its owner writes it."""
+"""`fastffn eval`: loss, perplexity and bits per byte of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastffn_cli import ui
+from fastffn_cli.commands.options import CheckpointArgument, DeviceOption, JsonOption
 
 
-def run() -> None:
-    """Not written yet."""
-    raise NotImplementedError
+def run(
+    checkpoint: CheckpointArgument = None,
+    task: Annotated[str, typer.Option("--task", metavar="lm", help="What to measure.")] = "lm",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="F",
+            help="A .txt or .jsonl (also .gz) or a prepared folder; without it, the test part of "
+            "the run's own data.",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--part",
+            "--split",
+            metavar="train|valid|test|all",
+            help="Part of a prepared folder; by default test of the run's own data, all of other "
+            "data.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            "--overlap",
+            metavar="N",
+            help="Tokens by which a window moves on, the rest of it being context; 0: windows do "
+            "not overlap. By default Offline_Eval.overlapping_eval for texts, 0 for folders.",
+        ),
+    ] = None,
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", metavar="N", help="Tokens of a window; by default as trained."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Windows under way on the device at a time; the numbers do not depend on it.",
+        ),
+    ] = None,
+    detokenize: Annotated[
+        bool | None,
+        typer.Option(
+            "--detokenize/--no-detokenize",
+            metavar="",
+            show_default=False,
+            help="Turn WikiText's tokens back into text first; by default where a .txt looks "
+            "like WikiText.",
+        ),
+    ] = None,
+    json_key: Annotated[
+        str, typer.Option("--json-key", metavar="KEY", help="Key of the text in a .jsonl file.")
+    ] = "text",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure loss, perplexity and bits per byte of a checkpoint.
+
+    Twice the same number, whatever the batch size.
+
+    **Examples**
+
+    `fastffn eval`
+
+    `fastffn eval runs/demo --data wiki.test.txt --json`
+
+    `fastffn eval runs/demo/dense --data corpus/ --part valid`
+    """
+    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.find import find_checkpoint
+    from fastffn_cli.tasks.evaluation import EvalRequest, check_task, run_evaluation
+
+    check_task(task)
+    path = find_checkpoint(checkpoint, action="evaluate")
+    use_device(device or "auto")
+
+    from fastffn_cli.engine.checkpoint import load_model, read_checkpoint
+
+    loaded = load_model(path)
+    ui.say(f"evaluating {path} (step {loaded.step:,})")
+    request = EvalRequest(
+        data=data,
+        part=part,
+        overlap=overlap,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        detokenize=detokenize,
+        json_key=json_key,
+        trainer=read_checkpoint(path, checksums=False).trainer,
+    )
+    evaluation = run_evaluation(task, loaded, request)
+    if as_json:
+        ui.data_json(evaluation.values)
+    else:
+        ui.card("fastffn eval", evaluation.rows, to_stdout=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastffn_cli.config.complete import complete_config_name, complete_override
+
 ConfigOption = Annotated[
     str,
     typer.Option(
@@ -14,6 +16,7 @@ ConfigOption = Annotated[
         "-c",
         metavar="FILE",
         help="YAML file, the bare name of a shipped config, or - for stdin.",
+        autocompletion=complete_config_name,
         rich_help_panel="Configuration",
     ),
 ]
@@ -24,6 +27,7 @@ OverrideOption = Annotated[
         "-o",
         metavar="Section.key=value",
         help="Set one key, parsed by the rules of the file. May be repeated.",
+        autocompletion=complete_override,
         rich_help_panel="Configuration",
     ),
 ]
@@ -42,7 +46,7 @@ JsonOption = Annotated[
 CheckpointArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[CKPT]",
+        metavar="CKPT",
         help="A checkpoint or run folder; without it, the newest checkpoint of the newest run.",
     ),
 ]

@@ -16,7 +16,7 @@ def run(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Text: .txt (one document a file) and .jsonl (one a line), also .gz, or folders.",
         ),
     ],

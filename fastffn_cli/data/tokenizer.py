@@ -76,14 +76,15 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Give the ids of each text. Releases the GIL, so that several threads may call it."""
+        if self.is_bytes:
+            return [list(_utf8(text)) for text in texts]
         try:
-            if self.is_bytes:
-                return [list(text.encode("utf-8")) for text in texts]
             batch = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"text with an unpaired surrogate cannot be encoded: {error}"
-            ) from error
+        except TypeError:
+            # The library's word for a text that is not Unicode; ours names the character.
+            for text in texts:
+                _utf8(text)
+            raise
         rows: list[list[int]] = [encoding.ids for encoding in batch]
         for index, text in enumerate(texts):
             if self.eos_token in text and self.eos_id in rows[index]:
@@ -207,6 +208,15 @@ def byte_letters() -> list[str]:
             letters.append(chr(shifted))
             shifted += 1
     return letters
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text cannot be encoded: unpaired surrogate at character {error.start:,}"
+        ) from error
 
 
 def _find_files(path: Path) -> list[Path]:

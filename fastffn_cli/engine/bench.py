@@ -8,6 +8,7 @@ its own, because two models in one process cannot be told apart there.
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,14 @@ from models.gpt import GPTConfig, flops_per_token
 
 ARMS = ("stage1", "dense")
 WARM_UP_STEPS = 2
+# The other process imports from where this one does: `python -m` would look into the current folder
+# first, where the user may well have a `models` of their own.
+PEAK_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from fastffn_cli.engine.bench_peak import main
+sys.exit(main(*sys.argv[2:]))
+"""
 KILLED = -9  # how Linux ends the process that takes the last memory
 
 
@@ -58,7 +67,8 @@ class Comparison:
     """What `bench` reports; `ratio` is dense seconds / stage-1 seconds, above 1 where it pays.
 
     `ratio` is the median of the rounds' ratios, `ratio_spread` their smallest and largest;
-    `flops_ceiling` what the ratio would be if only the FLOPs of matrix products took time.
+    `flops_ceiling` what the ratio would be if only the FLOPs of matrix products took time, all at
+    one speed; a machine that is slow at just the dense shapes can exceed it.
     """
 
     stage1: Speed
@@ -184,9 +194,13 @@ def measure_peak_apart(config: Config, arm: str, device: Device) -> int:
     with tempfile.TemporaryDirectory(prefix="fastffn-bench-") as folder:
         file = Path(folder) / "config.yaml"
         file.write_text(dump_config(config), encoding="utf-8")
-        command = [sys.executable, "-m", "fastffn_cli.engine.bench_peak", str(file), arm]
+        command = [sys.executable, "-c", PEAK_PROGRAM, json.dumps(sys.path)]
         done = subprocess.run(
-            [*command, device.name], capture_output=True, text=True, encoding="utf-8", check=False
+            [*command, str(file), arm, device.name],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
         )
     if done.returncode in (EXIT_OUT_OF_MEMORY, KILLED):
         raise advise_on_memory(config, device)

@@ -1,11 +1,7 @@
-"""A process that measures one model's peak memory: `python -m ... CONFIG_FILE ARM DEVICE`.
-
-Started by `bench`; writes the bytes to stdout. Exit 3 when memory runs out.
-"""
+"""The process that measures one model's peak memory for `bench`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from fastffn_cli import ui
@@ -13,7 +9,7 @@ from fastffn_cli.errors import EXIT_OK, EXIT_OUT_OF_MEMORY
 
 
 def main(config_file: str, arm: str, device_name: str) -> int:
-    """Measure and print; returns the exit code."""
+    """Write the peak bytes of one arm to stdout; return 0, or 3 when memory runs out."""
     from fastffn_cli.config.load import parse_config_file
     from fastffn_cli.engine.device import use_device
 
@@ -31,7 +27,3 @@ def main(config_file: str, arm: str, device_name: str) -> int:
             raise
         return EXIT_OUT_OF_MEMORY
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

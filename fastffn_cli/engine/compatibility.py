@@ -36,6 +36,14 @@ FREE = (
     "Data.dataset",
     "notes",
 )
+# Sizes that the weights to start from must share; the number of heads shows in no shape.
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "ffn_hidden_size",
+)
 POSITIONS = "position_embeddings.weight"
 
 
@@ -64,6 +72,33 @@ def check_resume(
             )
 
 
+def check_start(checkpoint: Checkpoint, config: Config) -> None:
+    """Raise `CheckpointError` if a new run of `config` cannot begin with these weights.
+
+    Sizes must agree, the position table must be long enough, the feed-forwards of one kind.
+    """
+    had, wanted = checkpoint.config.Model, config.Model
+    if had.ffn.kind != wanted.ffn.kind:
+        dense = wanted.ffn.kind == "dense"
+        raise CheckpointError(
+            f"{checkpoint.path} has feed-forward layers of kind '{had.ffn.kind}', "
+            f"Model.ffn asks for '{wanted.ffn.kind}'",
+            hint=f"Merge it first: fastffn convert {checkpoint.path}"
+            if dense
+            else f"Factor it first: fastffn convert {checkpoint.path} --to {wanted.ffn.kind}",
+        )
+    sizes = [(f"Model.{key}", getattr(had, key), getattr(wanted, key)) for key in SIZES]
+    ranks = [getattr(part.ffn, "rank", None) for part in (had, wanted)]
+    sizes.append(("Model.ffn.rank", ranks[0], ranks[1]))
+    problems = [f"{key} is {old} there, {new} here" for key, old, new in sizes if old != new]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit this configuration:\n" + "\n".join(problems),
+            hint="Take these values from its config.yaml",
+        )
+    _check_positions(had.max_position_embeddings, wanted.max_position_embeddings, checkpoint.path)
+
+
 def fit_positions(
     tensors: Mapping[str, np.ndarray], model: GPTConfig, origin: Path
 ) -> dict[str, np.ndarray]:
@@ -76,15 +111,18 @@ def fit_positions(
     table = fitted.get(POSITIONS)
     if table is None or table.shape[0] == model.max_position_embeddings:
         return fitted
-    if table.shape[0] < model.max_position_embeddings:
-        raise CheckpointError(
-            f"{origin} has {table.shape[0]} positions, Model.max_position_embeddings asks for "
-            f"{model.max_position_embeddings}",
-            hint=f"Type: -o Model.max_position_embeddings={table.shape[0]} "
-            f"(and Data.dataset.max_seq_len no larger)",
-        )
+    _check_positions(table.shape[0], model.max_position_embeddings, origin)
     fitted[POSITIONS] = table[: model.max_position_embeddings]
     return fitted
+
+
+def _check_positions(there: int, wanted: int, origin: Path) -> None:
+    if there < wanted:
+        raise CheckpointError(
+            f"{origin} has {there} positions, Model.max_position_embeddings asks for {wanted}",
+            hint=f"Type: -o Model.max_position_embeddings={there} "
+            f"(and Data.dataset.max_seq_len no larger)",
+        )
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:

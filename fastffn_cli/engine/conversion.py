@@ -85,10 +85,7 @@ def convert_checkpoint(
     """
     model, config = loaded.model, loaded.config
     merging = spec["kind"] == "dense"
-    if out_dir.exists():
-        raise UserError(
-            f"{out_dir} exists already; nothing was overwritten", hint="Name another: --out DIR"
-        )
+    refuse_existing(out_dir)
     if model.config.ffn["kind"] == spec["kind"]:
         raise UserError(f"{checkpoint.path} is of kind '{spec['kind']}' already")
     probe = draw_probe(config, checkpoint)
@@ -129,6 +126,14 @@ def convert_checkpoint(
         probe.source,
         replacements,
     )
+
+
+def refuse_existing(out_dir: Path) -> None:
+    """Raise `UserError` if there is something at `out_dir` already."""
+    if out_dir.exists():
+        raise UserError(
+            f"{out_dir} exists already; nothing was overwritten", hint="Name another: --out DIR"
+        )
 
 
 def default_out_dir(checkpoint: Path, kind: str) -> Path:

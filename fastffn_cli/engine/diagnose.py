@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from fastffn_cli.engine import cpu, host_memory
+from fastffn_cli.engine import cpu
 from fastffn_cli.engine.paddle_build import first_line, import_paddle
 from fastffn_cli.errors import FastFFNError
 
@@ -155,6 +155,8 @@ def forced_path_is_illegal() -> bool:
 
 def check_memory() -> Check:
     """Memory of the machine or the container."""
+    from fastffn_cli.engine import host_memory  # needs psutil, which may be what is missing
+
     free, total = host_memory.free_memory(), host_memory.total_memory()
     detail = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if free < LOW_MEMORY:
@@ -219,10 +221,9 @@ def check_matrix_product(setup: cpu.CpuSetup) -> Check:
 
 
 def _check_on_device(device_name: str) -> Iterator[Check]:
-    from fastffn_cli.engine.device import custom_device_types, use_device
-
     try:
         from fastffn_cli.engine import device_checks
+        from fastffn_cli.engine.device import custom_device_types, use_device
     except ImportError as error:  # a package is missing that `packages` has named
         yield Check("device", "problem", f"not checked: {first_line(error)}", INCOMPLETE_REMEDY)
         return

@@ -90,21 +90,22 @@ def scan(root: Path) -> Iterator[Candidate]:
         try:
             trainer = json.loads((here / TRAINER_FILE).read_text(encoding="utf-8"))
             candidate = Candidate(here, trainer)
-            _ = candidate.age_key
+            _ = candidate.age_key, candidate.is_dense
         except (OSError, ValueError, TypeError, AttributeError):
             continue
         yield candidate
 
 
-def newest_of_run(run_dir: Path) -> tuple[Path | None, list[str]]:
+def newest_of_run(run_dir: Path, *, checksums: bool = True) -> tuple[Path | None, list[str]]:
     """Return the checkpoint that a run continues from, and remarks on damaged ones passed over.
 
-    The newest whole one by step; `latest` is only a hint for people and other tools.
+    The newest whole one by step; `latest` is only a hint for people and other tools. Without
+    `checksums` only sizes are looked at.
     """
     remarks: list[str] = []
     folders = sorted((run_dir / CHECKPOINTS_DIR).glob("step-*"), reverse=True)
     for folder in folders:
-        problem = storage.damage(folder, checksums=True)
+        problem = storage.damage(folder, checksums=checksums)
         if problem is None:
             return folder, remarks
         remarks.append(f"{folder} is passed over: {problem}")

@@ -133,5 +133,5 @@ def _checkpoints(run_dir: Path) -> list[dict[str, Any]]:
             "damage": storage.damage(folder),
         }
         for folder in sorted((run_dir / CHECKPOINTS_DIR).glob("step-*"))
-        if folder.is_dir()
+        if folder.name.removeprefix("step-").isdigit()
     ]

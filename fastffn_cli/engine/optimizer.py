@@ -67,7 +67,7 @@ class AdamW:
 
     def clear_gradients(self) -> None:
         """Forget all gradients."""
-        self.inner.clear_grad()
+        self.inner.clear_grad(set_to_zero=False)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return moments, bias corrections and float32 master weights, by parameter name."""

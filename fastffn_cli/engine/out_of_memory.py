@@ -38,6 +38,7 @@ def advise(
 
     `free` is what was free before the model was built. The advice is the largest divisor of the
     local batch that the estimate fits into it, and never the size that just failed.
+    `continue_command` ends in options, so that the advice can be added to it.
     """
     needed = size(memory.total(micro_batch_size))
     message = f"micro_batch_size {micro_batch_size} needs about {needed}"
@@ -52,9 +53,10 @@ def advise(
             "or -o Model.use_recompute=True",
         )
     rounds = local_batch_size // fitting
+    option = f"-o Data.batch_size.micro_batch_size={fitting}"
     message += (
         f". micro_batch_size {fitting} should fit (same global batch, {rounds} x accumulation):\n"
-        f"    -o Data.batch_size.micro_batch_size={fitting}"
+        f"    {option}"
     )
-    hint = f"Then continue with: {continue_command}" if continue_command else None
+    hint = f"Go on with: {continue_command} {option}" if continue_command else None
     return OutOfMemory(message, hint=hint)

@@ -45,9 +45,9 @@ def plot_losses(
         axes.set_title(title)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.png")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        figure.savefig(temporary)
+        figure.savefig(temporary, format="png")
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

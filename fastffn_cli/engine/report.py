@@ -19,7 +19,9 @@ class View(Protocol):
     def begin(self, step: int, max_steps: int) -> None:
         """The loop starts behind `step`."""
 
-    def step(self, line: str, step: int, loss: float, rate: float | None, eta: float | None) -> None:
+    def step(
+        self, line: str, step: int, loss: float, rate: float | None, eta: float | None
+    ) -> None:
         """A log point; `line` is its FleetX-style text."""
 
     def note(self, line: str) -> None:

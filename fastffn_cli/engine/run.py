@@ -9,6 +9,7 @@ checkpoints/    step-00000100/ ..., and `latest` naming the newest whole one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import numpy as np
 from fastffn_cli.config.dump import dump_config
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine import storage
-from fastffn_cli.engine.checkpoint import write_checkpoint
+from fastffn_cli.engine.checkpoint import CONFIG_FILE, write_checkpoint
 from fastffn_cli.engine.find import CHECKPOINTS_DIR, LATEST, newest_of_run
 from fastffn_cli.errors import UserError
 
@@ -45,7 +46,7 @@ class Run:
         with storage.explain_full_disk(run_dir):
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / CHECKPOINTS_DIR).mkdir(exist_ok=True)
-            storage.write_file(run_dir / "config.yaml", dump_config(config))
+            storage.write_file(run_dir / CONFIG_FILE, dump_config(config))
             return cls(run_dir)
 
     @classmethod
@@ -53,6 +54,7 @@ class Run:
         """Continue an existing run; mends a last metrics line that a kill cut short."""
         with storage.explain_full_disk(run_dir):
             (run_dir / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
+            storage.remove_leftovers(run_dir)
             storage.remove_leftovers(run_dir / CHECKPOINTS_DIR)
             _end_with_newline(run_dir / METRICS_FILE)
             _end_with_newline(run_dir / LOG_FILE)
@@ -92,8 +94,8 @@ class Run:
     ) -> Path:
         """Write the checkpoint of `trainer["step"]`, point `latest` at it, delete old ones."""
         final_dir = self.checkpoint_dir(int(trainer["step"]))
-        if final_dir.exists() and storage.damage(final_dir):
-            storage.remove_folder(final_dir)
+        if final_dir.exists() and storage.damage(final_dir, checksums=True):
+            storage.remove_folder(final_dir)  # a run that fell back behind it has come here again
         if not final_dir.exists():
             write_checkpoint(
                 final_dir,
@@ -105,14 +107,20 @@ class Run:
             )
         storage.write_file(self.checkpoints_dir / LATEST, final_dir.name + "\n")
         if keep_last:
-            for old in sorted(self.checkpoints_dir.glob("step-*"))[:-keep_last]:
+            # Later steps can only be damaged ones that a resumed run has not reached again.
+            reached = [old for old in self._folders() if old.name <= final_dir.name]
+            for old in reached[:-keep_last]:
                 storage.remove_folder(old)
         return final_dir
 
+    def _folders(self) -> list[Path]:
+        return sorted(self.checkpoints_dir.glob("step-*"))
+
     def close(self) -> None:
-        """Close the files."""
-        self._metrics.close()
-        self._log.close()
+        """Close the files; a line that a full disk refused was reported when it was written."""
+        for file in (self._metrics, self._log):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -121,12 +129,20 @@ def holds_run(run_dir: Path) -> bool:
 
 
 def refuse_existing(run_dir: Path) -> None:
-    """Raise `UserError` if the folder holds a run, saying how to continue it or start another."""
+    """Raise `UserError` if a new run in this folder would mix with what is there."""
+    another = f"-o Engine.save_load.output_dir={run_dir}-2"
     if holds_run(run_dir):
         raise UserError(
             f"{run_dir} holds a run already ({_describe(run_dir)}); it was not touched",
-            hint="Continue it with --resume, or start another: "
-            f"-o Engine.save_load.output_dir={run_dir}-2",
+            hint=f"Continue it with --resume, or start another: {another}",
+        )
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is a file; a run is a folder", hint=f"Type: {another}")
+    taken = [name for name in (CONFIG_FILE, LOG_FILE, PLOT_FILE) if (run_dir / name).exists()]
+    if taken:
+        raise UserError(
+            f"{run_dir} has a {taken[0]} that no run wrote; it was not touched",
+            hint=f"Give the run a folder of its own: {another}",
         )
 
 
@@ -157,7 +173,7 @@ def series(records: list[dict[str, Any]], event: str, key: str) -> list[tuple[in
 
 
 def _describe(run_dir: Path) -> str:
-    newest, _ = newest_of_run(run_dir)
+    newest, _ = newest_of_run(run_dir, checksums=False)
     steps = series(read_metrics(run_dir), "train", "loss")
     reached = f"step {steps[-1][0]}" if steps else "no step yet"
     return f"{reached}, newest checkpoint {newest.name if newest else 'none'}"

@@ -107,11 +107,15 @@ def new_folder(final_dir: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(parent_dir: Path) -> None:
-    """Delete temporary folders that a killed process left in `parent_dir`."""
+    """Delete temporary files and folders that a killed process left in `parent_dir`."""
     for leftover in parent_dir.glob(".*.tmp"):
         owner = leftover.name.split(".")[-2]
-        if leftover.is_dir() and owner.isdigit() and not _is_running(int(owner)):
+        if not owner.isdigit() or _is_running(int(owner)):
+            continue
+        if leftover.is_dir():
             remove_folder(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:

@@ -17,17 +17,24 @@ from fastffn_cli.config.load import Resolved
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import TokenDataset
 from fastffn_cli.data.token_files import TokenFolder, open_tokens
-from fastffn_cli.engine.checkpoint import Checkpoint, read_checkpoint, set_weights
-from fastffn_cli.engine.compatibility import check_resume, fit_positions
+from fastffn_cli.engine.checkpoint import (
+    CONFIG_FILE,
+    Checkpoint,
+    read_checkpoint,
+    set_weights,
+)
+from fastffn_cli.engine.compatibility import check_resume, check_start, fit_positions
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.find import find_checkpoint, newest_of_run
 from fastffn_cli.engine.fit import Plan, Progress, Session
 from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
 from fastffn_cli.engine.model import build_model, gpt_config
 from fastffn_cli.engine.optimizer import AdamW
+from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
 from fastffn_cli.engine.precision import Precision, choose_precision
 from fastffn_cli.engine.run import Run, holds_run, refuse_existing
 from fastffn_cli.engine.schedule import Schedule, build_schedule
+from fastffn_cli.engine.sinks import check_sinks
 from fastffn_cli.errors import CheckpointError, ConfigError, DataError
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig
@@ -75,10 +82,11 @@ def draw_blueprint(
     config = resolved.config
     notices, warnings = list(resolved.notices), list(resolved.warnings)
     run_dir, resume_from = _find_resume(Path(config.Engine.save_load.output_dir), resume, notices)
-    if resume is None and holds_run(run_dir):
-        if not dry_run:
-            refuse_existing(run_dir)
+    if resume is None and not dry_run:
+        refuse_existing(run_dir)
+    elif resume is None and holds_run(run_dir):
         notices.append(f"{run_dir} holds a run already; this one needs --resume or another folder")
+    check_sinks(config.Engine.log_sinks)
     config, folder, train, valid = _open_data(config, notices)
     model = gpt_config(config)
     start = None
@@ -115,7 +123,24 @@ def draw_blueprint(
 
 
 def build_session(blueprint: Blueprint) -> Session:
-    """Build model and optimizer, open the run folder and load what the run starts from."""
+    """Build model and optimizer, open the run folder and load what the run starts from.
+
+    Raises `OutOfMemory` with advice when not even the model finds room.
+    """
+    try:
+        return _build_session(blueprint)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise advise(
+            blueprint.memory,
+            micro_batch_size=blueprint.config.Data.batch_size.micro_batch_size,
+            local_batch_size=blueprint.plan.batch_size,
+            free=blueprint.free_memory,
+        ) from error
+
+
+def _build_session(blueprint: Blueprint) -> Session:
     config, plan = blueprint.config, blueprint.plan
     model = build_model(blueprint.model, config.Global.seed)
     if blueprint.start_from is not None:
@@ -169,10 +194,18 @@ def build_session(blueprint: Blueprint) -> Session:
 def continue_command(blueprint: Blueprint) -> str:
     """The command line that continues this run, ready to paste."""
     resolved = blueprint.resolved
-    words = ["fastffn", blueprint.stage, "-c", resolved.source]
-    for override in resolved.overrides:
-        words += ["-o", override]
-    return shlex.join([*words, "--resume"])
+    if Path(resolved.source).is_file():
+        words = ["fastffn", blueprint.stage, "-c", resolved.source]
+        for override in resolved.overrides:
+            words += ["-o", override]
+    else:  # it came from stdin; the run folder has it, overrides included
+        words = ["fastffn", blueprint.stage, "-c", str(blueprint.run_dir / CONFIG_FILE)]
+    if (resolved.origins["Global.device"].text or "").startswith("--device"):
+        words += ["--device", resolved.config.Global.device]
+    words.append("--resume")
+    if Path(resolved.config.Engine.save_load.output_dir) != blueprint.run_dir:
+        words.append(str(blueprint.run_dir))
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:
@@ -268,16 +301,9 @@ def _find_start(
     if wanted is None and stage == "pretrain":
         return None
     dense = config.Model.ffn.kind == "dense"
-    path = find_checkpoint(wanted, dense=dense, action="start from")
+    path = find_checkpoint(wanted, dense=dense, low_rank=not dense, action="start from")
     checkpoint = read_checkpoint(path)
-    if checkpoint.ffn_kind != config.Model.ffn.kind:
-        raise CheckpointError(
-            f"{path} has feed-forward layers of kind '{checkpoint.ffn_kind}', "
-            f"Model.ffn asks for '{config.Model.ffn.kind}'",
-            hint=f"Merge it first: fastffn convert {path}"
-            if dense
-            else f"Factor it first: fastffn convert {path} --to {config.Model.ffn.kind}",
-        )
+    check_start(checkpoint, config)
     notices.append(f"starts from the weights of {path} (step {checkpoint.step})")
     return checkpoint
 

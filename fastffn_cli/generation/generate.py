@@ -96,24 +96,28 @@ def iterate_generations(
     use_cache: bool = True,
     num_tokens: int | None = None,
 ) -> Iterator[Generation]:
-    """Yield what `generate` returns, batch by batch."""
+    """Return what `generate` returns, each batch when it is finished; prompts are checked now."""
     vocabulary = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
     for index, prompt in enumerate(prompts):
         check_prompt(prompt, vocabulary, model.config.max_position_embeddings, index)
-    was_training = model.training
-    model.eval()
-    try:
-        for group in _group(model, prompts, options):
-            with paddle.no_grad():
-                _Batch(model, group, options, eos_id, use_cache, vocabulary).run(on_token)
-            for each in group:
-                assert each.finish_reason is not None
-                yield Generation(
-                    each.prompt_index, each.sequence_index, each.new, each.finish_reason
-                )
-    finally:
-        if was_training:
-            model.train()
+
+    def batches() -> Iterator[Generation]:
+        was_training = model.training
+        model.eval()
+        try:
+            for group in _group(model, prompts, options):
+                with paddle.no_grad():
+                    _Batch(model, group, options, eos_id, use_cache, vocabulary).run(on_token)
+                for each in group:
+                    assert each.finish_reason is not None
+                    yield Generation(
+                        each.prompt_index, each.sequence_index, each.new, each.finish_reason
+                    )
+        finally:
+            if was_training:
+                model.train()
+
+    return batches()
 
 
 def check_prompt(prompt: Sequence[int], vocabulary: int, positions: int, index: int = 0) -> None:

@@ -26,7 +26,7 @@ Ids = NDArray[np.int64]
 CHUNK_TOKENS = 1 << 16
 PIECE_CHARS = 1 << 18
 DECODE_TOKENS = 1 << 12
-LONGEST_CHARACTER = 4  # bytes, and so tokens
+CUT_CONTEXT = 8  # tokens either side of a cut: more than the four bytes of a character
 
 
 class EvalData(Protocol):
@@ -92,7 +92,7 @@ class TextData:
             self.num_bytes = (self.num_bytes or 0) + len(piece.text.encode("utf-8"))
             if starts and ids:
                 # Nothing stands before a document's first token: it is not predicted.
-                self.num_bytes -= len(self._tokenizer.decode(ids[:1]).encode("utf-8"))
+                self.num_bytes -= _first_bytes(self._tokenizer, ids[0])
             starts = piece.last or (starts and not ids)
             self.num_tokens += len(ids)
             if piece.last:
@@ -228,25 +228,30 @@ class ByteCounter:
         return self._total
 
     def _extend(self, ids: Ids) -> None:
+        if self._at_start and ids.size:
+            self._total -= _first_bytes(self._tokenizer, int(ids[0]))
+            self._at_start = False
         for start in range(0, ids.size, DECODE_TOKENS):
-            part = ids[start : start + DECODE_TOKENS].tolist()
-            if self._at_start:
-                self._total -= self._size(part[:1])
-                self._at_start = False
-            self._open += part
-            self._total += self._size(self._take_whole_characters())
+            self._open += ids[start : start + DECODE_TOKENS].tolist()
+            while len(self._open) >= 2 * DECODE_TOKENS:
+                cut = self._find_cut()
+                self._total += self._size(self._open[:cut])
+                self._open = self._open[cut:]
 
-    def _take_whole_characters(self) -> list[int]:
-        """Split off the open tokens whose text does not end inside a character."""
-        for back in range(LONGEST_CHARACTER):
-            end = len(self._open) - back
-            text = self._tokenizer.decode(self._open[max(0, end - DECODE_TOKENS) : end])
-            if not text.endswith("\ufffd"):
-                break
-        else:
-            end = len(self._open)  # the text itself holds U+FFFD or broken bytes
-        taken, self._open = self._open[:end], self._open[end:]
-        return taken
+    def _find_cut(self) -> int:
+        """Where the open tokens may be cut: not inside a character, so that bytes add up."""
+        for cut in range(DECODE_TOKENS, DECODE_TOKENS + CUT_CONTEXT):
+            left, right = self._open[cut - CUT_CONTEXT : cut], self._open[cut : cut + CUT_CONTEXT]
+            whole = self._tokenizer.decode(left + right)
+            if self._tokenizer.decode(left) + self._tokenizer.decode(right) == whole:
+                return cut
+        return DECODE_TOKENS
 
     def _size(self, ids: list[int]) -> int:
         return len(self._tokenizer.decode(ids).encode("utf-8")) if ids else 0
+
+
+def _first_bytes(tokenizer: Tokenizer, token: int) -> int:
+    """Bytes of a document's first token; a part of a character is taken as one."""
+    text = tokenizer.decode([token])
+    return 1 if text.startswith("\ufffd") else len(text.encode("utf-8"))

@@ -1,0 +1,176 @@
+"""AdamW against float64, and a state that travels by parameter names."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from fastffn_cli.config.schema_training import OptimizerSection
+from fastffn_cli.engine.checkpoint import model_tensors, set_weights
+from fastffn_cli.engine.optimizer import AdamW, decays
+from models.ffn.low_rank import LowRankOptions, learning_rate_scales
+from models.gpt import GPT, GPTConfig
+
+D, F = 16, 48
+OPTIONS = OptimizerSection(
+    weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, grad_clip=0.0
+)
+FFN = {
+    **{"kind": "low_rank", "rank": 3, "init": "normal"},
+    **{"lr_rule": "spectral", "lr_cap": 100.0, "decay_rule": "half"},
+}
+
+
+def small_gpt(seed: int = 5, ffn: dict[str, object] | None = None) -> GPT:
+    paddle.seed(seed)
+    return GPT(
+        GPTConfig(
+            vocab_size=20,
+            hidden_size=D,
+            num_layers=1,
+            num_attention_heads=2,
+            ffn_hidden_size=F,
+            max_position_embeddings=8,
+            ffn=ffn if ffn is not None else FFN,
+        )
+    )
+
+
+def set_gradients(model: GPT, seed: int) -> dict[str, np.ndarray]:
+    source = np.random.default_rng(seed)
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        values = source.normal(0, 0.1, parameter.shape).astype(np.float32)
+        parameter.grad = paddle.to_tensor(values)
+        gradients[name] = values
+    return gradients
+
+
+def scale_of(name: str) -> float:
+    """Learning rate factor under `lr_rule: spectral`, from the closed form."""
+    options = LowRankOptions(rank=3, init="normal", lr_rule="spectral", lr_cap=100.0)
+    sizes = (D, F) if "linear1" in name else (F, D)
+    left, right = learning_rate_scales(*sizes, 0.02, options)
+    return left if name.endswith(".left") else right if name.endswith(".right") else 1.0
+
+
+def test_three_updates_are_those_of_a_float64_adamw() -> None:
+    """Decay leaves biases and norms out, factors have their own rates and half of the decay."""
+    model = small_gpt()
+    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    expected = {name: array.astype(np.float64) for name, array in model_tensors(model).items()}
+    first = {name: np.zeros_like(array) for name, array in expected.items()}
+    second = {name: np.zeros_like(array) for name, array in expected.items()}
+    scales = {name: scale_of(name) for name in expected}
+    assert {round(scale, 6) for scale in scales.values()} != {1.0}
+
+    for t, rate in enumerate((1e-3, 5e-4, 2e-3), start=1):
+        gradients = set_gradients(model, seed=t)
+        optimizer.step(rate)
+        for name, gradient in gradients.items():
+            own_rate = rate * scales[name]
+            share = 0.0 if "bias" in name or "norm" in name else 1.0
+            if name.endswith((".left", ".right")):
+                share = 0.5 / scales[name]
+            g = gradient.astype(np.float64)
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.95 * second[name] + 0.05 * g * g
+            expected[name] *= 1 - own_rate * 0.1 * share
+            m_hat, v_hat = first[name] / (1 - 0.8**t), second[name] / (1 - 0.95**t)
+            expected[name] -= own_rate * m_hat / (np.sqrt(v_hat) + 1e-6)
+
+    for name, array in model_tensors(model).items():
+        np.testing.assert_allclose(array, expected[name], rtol=2e-5, atol=2e-7, err_msg=name)
+
+
+def test_half_decay_takes_the_dense_rate_off_the_product() -> None:
+    model = small_gpt()
+    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    linear = model.layers[0].ffn.linear1
+    before = linear.dense_weight()
+    for parameter in model.parameters():
+        parameter.grad = paddle.zeros_like(parameter)
+    optimizer.step(1e-3)
+    np.testing.assert_allclose(linear.dense_weight(), before * (1 - 1e-3 * 0.1), atol=1e-8, rtol=0)
+    assert np.abs(before).max() * 1e-3 * 0.1 > 1e-7  # the decay itself is far above that
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("word_embeddings.weight", True),
+        ("position_embeddings.weight", True),
+        ("layers.0.self_attn.qkv_proj.weight", True),
+        ("layers.0.ffn.linear1.left", True),
+        ("layers.0.ffn.linear1.bias", False),
+        ("layers.0.norm1.weight", False),
+        ("norm.bias", False),
+    ],
+)
+def test_what_decays_is_fleetx_rule(name: str, expected: bool) -> None:
+    assert decays(name) is expected
+
+
+def test_the_state_goes_by_the_places_of_parameters_in_the_model() -> None:
+    model = small_gpt()
+    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    assert optimizer.state() == {}
+    set_gradients(model, seed=1)
+    optimizer.step(1e-3)
+
+    state = optimizer.state()
+
+    kinds = ("moment1", "moment2", "beta1_pow", "beta2_pow")
+    assert state.keys() == {
+        f"{name}.{kind}" for name, _ in model.named_parameters() for kind in kinds
+    }
+    moment = state["layers.0.ffn.linear2.right.moment1"]
+    assert moment.shape == (3, D)
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit_in_a_process_that_built_other_models() -> None:
+    straight = small_gpt()
+    optimizer = AdamW(straight, OPTIONS, multi_precision=False)
+    for step in (1, 2):
+        set_gradients(straight, seed=step)
+        optimizer.step(1e-3)
+    weights, state = model_tensors(straight), optimizer.state()
+    set_gradients(straight, seed=3)
+    optimizer.step(1e-3)
+
+    small_gpt(seed=8)  # Paddle's own tensor names are now shifted
+    restored = small_gpt(seed=9)
+    set_weights(restored, weights, "memory")
+    second = AdamW(restored, OPTIONS, multi_precision=False)
+    second.load_state(state)
+    set_gradients(restored, seed=3)
+    second.step(1e-3)
+
+    expected, expected_state = model_tensors(straight), optimizer.state()
+    for name, array in model_tensors(restored).items():
+        assert array.tobytes() == expected[name].tobytes(), name
+    for name, array in second.state().items():
+        assert array.tobytes() == expected_state[name].tobytes(), name
+
+
+def test_a_missing_state_tensor_is_named() -> None:
+    model = small_gpt()
+    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    set_gradients(model, seed=1)
+    optimizer.step(1e-3)
+    state = optimizer.state()
+    del state["norm.weight.moment2"]
+    with pytest.raises(KeyError, match=r"norm\.weight\.moment2"):
+        AdamW(model, OPTIONS, multi_precision=False).load_state(state)
+
+
+def test_frozen_parameters_are_left_alone() -> None:
+    model = small_gpt(ffn={"kind": "dense"})
+    model.word_embeddings.weight.stop_gradient = True
+    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    assert "word_embeddings.weight" not in optimizer.parameters
+    before = model.word_embeddings.weight.numpy()
+    set_gradients(model, seed=1)
+    optimizer.step(1e-2)
+    assert model.word_embeddings.weight.numpy().tobytes() == before.tobytes()

@@ -1,0 +1,84 @@
+"""Memory that really runs out, and the advice that follows."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from fastffn_cli.engine.memory import MemoryEstimate
+from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
+from tests.conftest import Workplace
+from tests.engine.runs import printed_command
+
+MIB = 2**20
+
+
+@pytest.mark.slow
+def test_a_step_without_room_ends_with_the_micro_batch_to_type(workplace: Workplace) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1500 * MIB, 1500 * MIB))
+
+    wide = [
+        *("-o", "Data.batch_size.global_batch_size=512", "-o", "Engine.max_steps=1"),
+        *("-o", "Data.dataset.max_seq_len=256", "-o", "Model.max_position_embeddings=256"),
+    ]
+    done = workplace.run_fastffn(
+        *("pretrain", "-c", "tiny.yaml", *wide, "-o", "Data.batch_size.micro_batch_size=512"),
+        preexec=limit,
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert "out of memory:\nmicro_batch_size 512 needs about" in done.stderr
+    assert "    -o Data.batch_size.micro_batch_size=256\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    command = done.stderr.rpartition("Go on with: ")[2]
+    arguments = printed_command(command)
+    assert arguments[-3:] == ["--resume", "-o", "Data.batch_size.micro_batch_size=256"]
+    checked = workplace.run_fastffn(*arguments, "--dry-run")
+    assert checked.returncode == 0, checked.stderr  # what we tell people to type is accepted
+
+
+ESTIMATE = MemoryEstimate(fixed=100, per_sequence=10)
+
+
+@pytest.mark.parametrize(
+    ("free", "micro", "local", "advised"),
+    [
+        (1000, 64, 64, 64 // 2),  # 0.9 * 1000 = 900 -> 80 fit, 64 did not: the next divisor
+        (400, 64, 64, 16),  # 360 -> 26 fit
+        (None, 8, 8, 4),
+        (400, 9, 9, 3),
+        (220, 12, 12, 6),  # 198 -> 9 fit; 8 and 9 do not divide 12, 6 does
+    ],
+)
+def test_the_advice_is_the_largest_divisor_that_fits_and_was_not_tried(
+    free: int | None, micro: int, local: int, advised: int
+) -> None:
+    error = advise(ESTIMATE, micro_batch_size=micro, local_batch_size=local, free=free)
+    assert error.exit_code == 3
+    assert f"-o Data.batch_size.micro_batch_size={advised}" in error.message
+    assert f"{local // advised} x accumulation" in error.message
+
+
+@pytest.mark.parametrize(("free", "micro"), [(110, 8), (10_000, 1)])
+def test_without_a_smaller_micro_batch_the_advice_is_a_smaller_model(free: int, micro: int) -> None:
+    error = advise(ESTIMATE, micro_batch_size=micro, local_batch_size=8, free=free)
+    assert "micro_batch_size=" not in error.message
+    assert error.hint is not None
+    assert "use_recompute=True" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("(ResourceExhausted) Fail to alloc memory of 536870912 size."), True),
+        (RuntimeError("Out of memory error on GPU 0. Cannot allocate 2GB"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("(InvalidArgument) shapes do not match"), False),
+        (KeyError("memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected

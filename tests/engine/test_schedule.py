@@ -1,0 +1,102 @@
+"""The learning rate: FleetX's digits, the other shapes, the edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fastffn_cli.config.schema_training import LearningRate
+from fastffn_cli.engine.logline import train_line
+from fastffn_cli.engine.meter import Rates
+from fastffn_cli.engine.schedule import Schedule, build_schedule
+
+# `learning rate:` of steps 1 to 9 in the seed document's log (FleetX, July 2022).
+SEED_LOG = (
+    *("5.55556e-09", "8.33333e-09", "1.11111e-08", "1.38889e-08", "1.66667e-08"),
+    *("1.94444e-08", "2.22222e-08", "2.50000e-08", "2.77778e-08"),
+)
+
+
+def test_the_seed_log_is_reproduced_digit_for_digit() -> None:
+    section = LearningRate(decay_steps=360000, warmup_rate=0.01, max_lr=1e-5, min_lr=5e-5)
+    schedule = build_schedule(section, max_steps=500000)
+    still = Rates(reader_s=0.0, step_s=1.0, tokens_per_s=0.0, warm=True)
+
+    lines = [
+        train_line(
+            step=step, epoch=0, batch=step - 1, loss=11.0, rates=still, next_rate=schedule(step + 1)
+        )
+        for step in range(1, 10)
+    ]
+
+    assert tuple(line.rpartition("learning rate: ")[2] for line in lines) == SEED_LOG
+
+
+def test_a_log_line_is_the_seed_documents_first_one() -> None:
+    line = train_line(
+        step=1,
+        epoch=0,
+        batch=0,
+        loss=11.052017212,
+        rates=Rates(reader_s=0.0571, step_s=1.59627, tokens_per_s=8192 / 1.59627, warm=False),
+        next_rate=5.55556e-09,
+    )
+    assert line == (
+        "global step 1, epoch: 0, batch: 0, loss: 11.052017212, avg_reader_cost: 0.05710 sec, "
+        "avg_batch_cost: 1.59627 sec, speed: 0.63 step/s, ips_total: 5132 tokens/s, "
+        "ips: 5132 tokens/s, learning rate: 5.55556e-09"
+    )
+
+
+def shape(name: str, **changes: float) -> Schedule:
+    sizes = {"max_lr": 1.0, "min_lr": 0.1, "warmup_steps": 10, "decay_steps": 110, **changes}
+    return Schedule(name, **sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_every_shape_warms_up_in_a_straight_line(name: str) -> None:
+    schedule = shape(name)
+    assert [schedule(step) for step in (1, 5, 10)] == [0.1, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "quarter", "half", "end", "after"),
+    [
+        ("cosine", 0.1 + 0.45 * (1 + math.sqrt(0.5)), 0.55, 0.1, 0.1),
+        ("linear", 0.775, 0.55, 0.1, 0.1),
+        ("constant", 1.0, 1.0, 1.0, 1.0),
+    ],
+)
+def test_shapes_after_the_warm_up(
+    name: str, quarter: float, half: float, end: float, after: float
+) -> None:
+    schedule = shape(name)
+    rates = [schedule(step) for step in (35, 60, 110, 111)]
+    assert rates == pytest.approx([quarter, half, end, after], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_without_warm_up_the_first_update_is_not_lost(name: str) -> None:
+    assert shape(name, warmup_steps=0)(1) > 0.98
+
+
+def test_a_warm_up_as_long_as_the_decay_ends_at_the_top_and_then_at_min_lr() -> None:
+    schedule = shape("cosine", warmup_steps=110)
+    assert schedule(110) == 1.0
+    assert schedule(111) == 0.1
+
+
+def test_min_above_max_rises_as_in_the_seed_document() -> None:
+    schedule = shape("cosine", max_lr=1e-5, min_lr=5e-5)
+    assert schedule(60) == pytest.approx(3e-5)
+    assert schedule(500) == 5e-5
+
+
+def test_decay_steps_default_to_the_run_and_warmup_steps_beat_the_rate() -> None:
+    section = LearningRate(warmup_rate=0.5, warmup_steps=3)
+    schedule = build_schedule(section, max_steps=40)
+    assert (schedule.decay_steps, schedule.warmup_steps) == (40, 3)
+    assert build_schedule(LearningRate(warmup_rate=0.055), max_steps=100).warmup_steps == (
+        pytest.approx(5.5)
+    )
