@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench readme clean
 
 help:
 	@echo "make demo    set up, then the whole two-stage run beside its dense baseline (minutes)"
 	@echo "make test    set up, then the whole test suite"
 	@echo "make lint    ruff (format and lint) and mypy"
 	@echo "make bench   the benchmarks whose figures README and docs state"
+	@echo "make readme  write the key table of the YAML into README.md"
 
 # One environment for everything; made anew when the dependencies change.
 $(VENV)/.installed: pyproject.toml
@@ -39,3 +40,6 @@ bench: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build dist
+
+readme: $(VENV)/.installed
+	$(BIN)/python benchmarks/readme.py

@@ -22,8 +22,12 @@ from fastffn_cli import ui
 from fastffn_cli.engine.plot import plot_losses
 from fastffn_cli.engine.run import read_metrics, series
 
-PROMPTS = ("The ", "A class ", "If the expression ")
-TITLES = {"stage1": "stage 1, low-rank", "stage2": "stage 2, dense", "dense": "dense baseline"}
+PROMPTS = ("The with statement", "A class definition", "If the expression")
+TITLES = {
+    "stage1": "low-rank (stage 1)",
+    "stage2": "merged, dense (stage 2)",
+    "dense": "dense baseline",
+}
 
 
 @dataclass(frozen=True)
@@ -198,8 +202,8 @@ def report(
     two_stages = seconds["stage1"] + seconds["convert"] + seconds["stage2"]
     ui.data("")
     ui.table(
-        "Two stages and a dense baseline of the same number of steps",
-        ("run", "speed", "train loss", "valid loss", "test perplexity", "time"),
+        "Two stages and a dense baseline of the same number of steps: losses, test perplexity",
+        ("run", "speed", "train", "valid", "test perplexity", "time"),
         rows,
     )
     ui.data(
@@ -212,7 +216,7 @@ def report(
     stage2 = arms["stage2"].run_dir
     ui.data(
         f"\npicture of the loss curves: {picture}\n\nwhat to type next:\n"
-        f"  {FASTFFN} generate 'The with statement ' --model {stage2}\n"
+        f"  {FASTFFN} generate 'The with statement' --model {stage2}\n"
         f"  {FASTFFN} inspect {stage2}\n"
         f"  {FASTFFN} prepare YOUR.txt --out data/mine && "
         f"{FASTFFN} pretrain -c demo -o Data.dataset.input_dir=data/mine\n"

@@ -20,10 +20,11 @@ from fastffn_cli.commands import (
     prepare,
     pretrain,
 )
-from fastffn_cli.errors import FastFFNError
+from fastffn_cli.errors import FastFFNError, OutOfMemory, is_out_of_memory
 
 TRAIN = "Train and use a model"
 LOOK = "Look before you run"
+SMALLER = "Try a smaller --batch-size or --seq-len, or fewer prompts at once."
 
 app = typer.Typer(
     name="fastffn",
@@ -89,7 +90,8 @@ for name, module, panel in (
 def _with_resume_value(arguments: list[str]) -> list[str]:
     """Let `--resume` stand alone: Typer has no option with an optional value."""
     completed = []
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
         completed.append(argument)
         if argument == "--resume" and following.startswith("-"):
             completed.append("auto")
@@ -107,3 +109,10 @@ def main() -> None:
         # The reader of our stdout went away (`fastffn generate ... | head`): not an error.
         sys.stdout = None
         sys.exit(0)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Training says more (fastffn_cli.engine.out_of_memory); this is for every other command.
+        memory = OutOfMemory("there was no memory left for this", hint=SMALLER)
+        ui.show_error(memory)
+        sys.exit(memory.exit_code)

@@ -66,6 +66,24 @@ class OutOfMemory(FastFFNError):
     title = "out of memory"
 
 
+# Paddle's allocators on CPU, GPU and custom devices, and C++'s own.
+OUT_OF_MEMORY_SIGNS = (
+    "resourceexhausted",
+    "out of memory",
+    "fail to alloc",
+    "bad_alloc",
+    "cannot allocate memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that the device or the machine had no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    text = f"{type(error).__name__} {error}".lower()
+    return any(sign in text for sign in OUT_OF_MEMORY_SIGNS)
+
+
 class Diverged(FastFFNError):
     """Loss or gradient is not finite; weights were not updated with it. Exit 4."""
 

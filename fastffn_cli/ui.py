@@ -43,7 +43,8 @@ def warn(message: str) -> None:
 
 def data(text: str, *, end: str = "\n") -> None:
     """Write text to stdout exactly as it is (no markup, no wrapping), flushed at once."""
-    sys.stdout.write(text + end)
+    encoding = sys.stdout.encoding or "utf-8"  # a locale without UTF-8 loses letters, not the run
+    sys.stdout.write((text + end).encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
 
 

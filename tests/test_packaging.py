@@ -71,9 +71,10 @@ def test_three_commands_train_convert_and_go_on(installed):
     text = "The quick brown fox jumps over the lazy dog. " * 1200
     (installed.place / "text.txt").write_text(text)
     small = [
-        "-o", "Data.dataset.input_dir=data", "-o", "Model.hidden_size=32",
-        "-o", "Model.num_layers=2", "-o", "Engine.max_steps=20", "-o", "Data.dataset.max_seq_len=32",
-        "-o", "Engine.save_load.save_steps=10", "-o", "Engine.eval_freq=10",
+        "-o", "Data.dataset.input_dir=data", "-o", "Data.dataset.max_seq_len=32",
+        "-o", "Model.hidden_size=32", "-o", "Model.num_layers=2",
+        "-o", "Engine.max_steps=20", "-o", "Engine.eval_freq=10",
+        "-o", "Engine.save_load.save_steps=10",
     ]  # fmt: skip
     for arguments in (
         ["prepare", "text.txt", "--out", "data", "--tokenizer", "bytes"],

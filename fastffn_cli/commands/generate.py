@@ -26,7 +26,7 @@ PICKING = "Picking tokens (defaults: the checkpoint's Generation section)"
 def run(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPTS]...", help="Texts to continue; stdin without any."),
+        typer.Argument(metavar="PROMPTS", help="Texts to continue; stdin without any."),
     ] = None,
     model: Annotated[
         Path | None,

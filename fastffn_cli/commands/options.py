@@ -36,7 +36,7 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="auto, cpu, gpu[:id] or npu[:id]; short for -o Global.device=...",
+        help="auto, cpu, gpu[:id] or npu[:id]; Global.device where a configuration is read.",
         rich_help_panel="Configuration",
     ),
 ]

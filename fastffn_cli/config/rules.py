@@ -320,6 +320,7 @@ NO_EFFECT = {
     "Profiler.scheduler": "there is no profiler in this version",
     "Profiler.profiler_log": "there is no profiler in this version",
     "Profiler.detailed": "there is no profiler in this version",
+    "Offline_Eval.logging_freq": "evaluation shows its progress",
     "Offline_Eval.ckpt_dir": "name the checkpoint on the command line",
     "Distributed.sharding.sharding_stage": "there is one process",
     "Distributed.sharding.sharding_offload": "there is one process",

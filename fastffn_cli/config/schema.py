@@ -201,12 +201,16 @@ class OfflineEvalSection(Block):
     batch_size: Integer = Field(
         default=8,
         ge=1,
-        description="Windows of one forward pass; the result does not depend on it.",
+        description="Windows under way at a time; the result does not depend on it.",
     )
     max_seq_len: Integer | None = Field(
-        default=None, ge=2, description="Tokens of one window (blank: the model's positions)."
+        default=None, ge=2, description="Tokens of one window (blank: as trained)."
     )
-    logging_freq: Integer = Field(default=10, ge=1, description="Batches between two log lines.")
+    logging_freq: Integer = Field(
+        default=10,
+        ge=1,
+        description="Accepted for FleetX's files; evaluation shows its progress, no effect.",
+    )
     ckpt_dir: Text | None = Field(
         default=None,
         min_length=1,

@@ -29,10 +29,10 @@ from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.memory import estimate_memory
 from fastffn_cli.engine.model import build_model, dense_counterpart, gpt_config
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
+from fastffn_cli.engine.out_of_memory import advise
 from fastffn_cli.engine.precision import choose_precision
 from fastffn_cli.engine.step import TrainStep
-from fastffn_cli.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, UserError
+from fastffn_cli.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, UserError, is_out_of_memory
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig, flops_per_token
 

@@ -18,7 +18,7 @@ def main(config_file: str, arm: str, device_name: str) -> int:
     device = use_device(device_name, threads=section.cpu_threads, fast_math=section.cpu_fast_math)
 
     from fastffn_cli.engine.bench import measure_peak
-    from fastffn_cli.engine.out_of_memory import is_out_of_memory
+    from fastffn_cli.errors import is_out_of_memory
 
     try:
         ui.data(str(measure_peak(config, arm, device)))

@@ -25,13 +25,13 @@ from fastffn_cli.engine.interrupt import StopRequest, listen
 from fastffn_cli.engine.memory import MemoryEstimate
 from fastffn_cli.engine.meter import Meter
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
+from fastffn_cli.engine.out_of_memory import advise
 from fastffn_cli.engine.precision import Precision
 from fastffn_cli.engine.report import Report, View
 from fastffn_cli.engine.run import Run
 from fastffn_cli.engine.schedule import Schedule
 from fastffn_cli.engine.step import StepResult, TrainStep
-from fastffn_cli.errors import Diverged, Interrupted, OutOfMemory
+from fastffn_cli.errors import Diverged, Interrupted, OutOfMemory, is_out_of_memory
 from fastffn_cli.tasks.task import Task
 
 

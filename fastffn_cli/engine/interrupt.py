@@ -27,10 +27,14 @@ def listen(announce: Any) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if request.exit_code is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if request.exit_code is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         request.exit_code = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
-        announce("finishing this step, then saving (Ctrl-C again to stop at once)")
+        # A signal that lands inside a write to the same stream makes Python refuse the second one.
+        with contextlib.suppress(RuntimeError):
+            announce("finishing this step, then saving (Ctrl-C again to stop at once)")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

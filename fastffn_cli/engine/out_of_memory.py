@@ -1,4 +1,4 @@
-"""Recognise that memory ran out, and say what to type so that it does not."""
+"""What to type when memory ran out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,8 @@ from fastffn_cli.engine.memory import MemoryEstimate
 from fastffn_cli.errors import OutOfMemory
 from fastffn_cli.ui import size
 
-# Paddle's allocators on CPU, GPU and custom devices, and C++'s own.
-SIGNS = (
-    "resourceexhausted",
-    "out of memory",
-    "fail to alloc",
-    "bad_alloc",
-    "cannot allocate memory",
-)
 # Part of the free memory that an estimate may plan with: allocators and libraries need some.
 USABLE = 0.9
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception from a training step means that memory ran out."""
-    if isinstance(error, MemoryError):
-        return True
-    text = f"{type(error).__name__} {error}".lower()
-    return any(sign in text for sign in SIGNS)
 
 
 def advise(

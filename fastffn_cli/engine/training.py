@@ -30,12 +30,12 @@ from fastffn_cli.engine.fit import Plan, Progress, Session
 from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
 from fastffn_cli.engine.model import build_model, gpt_config
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
+from fastffn_cli.engine.out_of_memory import advise
 from fastffn_cli.engine.precision import Precision, choose_precision
 from fastffn_cli.engine.run import Run, holds_run, refuse_existing
 from fastffn_cli.engine.schedule import Schedule, build_schedule
 from fastffn_cli.engine.sinks import check_sinks
-from fastffn_cli.errors import CheckpointError, ConfigError, DataError
+from fastffn_cli.errors import CheckpointError, ConfigError, DataError, is_out_of_memory
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig
 

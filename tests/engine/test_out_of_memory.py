@@ -7,7 +7,8 @@ import resource
 import pytest
 
 from fastffn_cli.engine.memory import MemoryEstimate
-from fastffn_cli.engine.out_of_memory import advise, is_out_of_memory
+from fastffn_cli.engine.out_of_memory import advise
+from fastffn_cli.errors import is_out_of_memory
 from tests.conftest import Workplace
 from tests.engine.runs import printed_command
 

@@ -1,5 +1,5 @@
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from fastffn_cli.data.dataset import TokenDataset
 from fastffn_cli.data.prepare import Request, prepare
 from fastffn_cli.data.token_files import open_tokens
 from fastffn_cli.data.tokenizer import build_tokenizer
+from fastffn_cli.engine.checkpoint import LoadedModel
 from fastffn_cli.errors import DataError, Diverged, UserError
 from fastffn_cli.tasks.causal_lm import CausalLM
 from fastffn_cli.tasks.eval_data import TextData
@@ -22,17 +23,6 @@ CONFIG = Config.model_validate(
     {"Data": {"dataset": {"max_seq_len": 32, "split": "60,20,20"}}, "Model": {"vocab_size": 257}}
 )
 TEXT = "The river runs under an old bridge, and é stays é. " * 12
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """As engine.checkpoint.LoadedModel."""
-
-    model: object
-    config: Config
-    tokenizer: object
-    step: int
-    path: Path
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +38,7 @@ def loaded():
     }  # fmt: skip
     model = GPT(GPTConfig(**sizes))
     model.eval()
-    return Loaded(model, CONFIG, build_tokenizer("bytes"), 7, Path("run/step-7"))
+    return LoadedModel(model, CONFIG, build_tokenizer("bytes"), 7, Path("run/step-7"))
 
 
 @pytest.fixture
