@@ -82,19 +82,11 @@ def table(
 
 def show_error(error: FastFFNError) -> None:
     """Show an error the user can act on: what, where, and what to type instead."""
-    body = Text(error.message)
-    footer = escape(error.hint) if error.hint else None
     if err.is_terminal:
-        err.print(
-            Panel(
-                body,
-                title=escape(error.title),
-                title_align="left",
-                border_style="red",
-                subtitle=footer,
-                subtitle_align="left",
-            )
-        )
+        body = Text(error.message)
+        if error.hint:
+            body.append(f"\n{error.hint}", style="bold")
+        err.print(Panel(body, title=escape(error.title), title_align="left", border_style="red"))
         return
     # Logs and pipes: plain lines that grep and other programs can read unwrapped.
     err.print(f"{error.title}:", markup=False, soft_wrap=True)
