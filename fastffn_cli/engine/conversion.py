@@ -24,8 +24,8 @@ from fastffn_cli.tasks.causal_lm import CausalLM
 from models import ffn
 from models.gpt import GPT, count_parameters
 
-PROBE_SEQUENCES = 8
 PROBE_TOKENS = 8192
+PROBE_LOGITS = 1 << 27  # two sets of them are held at a time: 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ def default_out_dir(checkpoint: Path, kind: str) -> Path:
 def draw_probe(config: Config, checkpoint: Checkpoint) -> Probe:
     """Take tokens of the run's own validation (or training) part; random ids if they are gone."""
     seq_len = min(config.Data.dataset.max_seq_len, config.Model.max_position_embeddings)
-    rows = max(1, min(PROBE_SEQUENCES, PROBE_TOKENS // seq_len))
+    vocab_size = config.Model.vocab_size
+    assert vocab_size is not None, "a checkpoint's configuration is resolved"
+    rows = max(1, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // seq_len)
     recorded = checkpoint.trainer.get("data", {}).get("input_dir")
     for place in (config.Data.dataset.input_dir, recorded):
         if place is None or not Path(place).exists():
@@ -167,8 +169,6 @@ def draw_probe(config: Config, checkpoint: Checkpoint) -> Probe:
                 continue
             batch = dataset.batch(0, min(rows, dataset.num_samples))
             return Probe(batch, f"{part} tokens of {place}")
-    vocab_size = config.Model.vocab_size
-    assert vocab_size is not None, "a checkpoint's configuration is resolved"
     ids = np.random.default_rng(config.Global.seed).integers(0, vocab_size, (rows, seq_len + 1))
     batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((rows, seq_len), np.float32))
     return Probe(batch, "random tokens (the run's data folder is gone)")

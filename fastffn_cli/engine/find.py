@@ -61,7 +61,7 @@ def find_checkpoint(
         raise CheckpointError(
             f"no {wanted} checkpoint to {action} in {place}",
             hint=(
-                "Make a dense one with: fastffn convert"
+                f"Make a dense one with: fastffn convert{f' {path}' if path is not None else ''}"
                 if dense
                 else "Name a checkpoint or run folder, or train one: fastffn pretrain -c FILE"
             ),

@@ -1,7 +1,7 @@
 """How much memory a training step needs, from shapes: an estimate for the run card and for advice.
 
-Checked against measured peaks in tests/engine/test_memory.py; allocators, libraries and the
-framework's own workspace are not in it.
+Checked against measured peaks in tests/engine/test_memory.py. The process itself (some 0.3 GB of
+libraries) and the workspace of Paddle's kernels are not in it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from models.gpt import GPTConfig, count_parameters
 
 FLOAT = 4
+# Resident memory over the bytes of live tensors on a CPU, where freed blocks of unequal sizes leave
+# holes: between 1.0 and 2.0 in measurements, lowest where few large tensors dominate.
+HOST_WASTE = 1.25
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,62 @@ class MemoryEstimate:
         return max(fitting) if fitting else None
 
 
-def estimate_memory(config: GPTConfig, seq_len: int, *, half: bool = False) -> MemoryEstimate:
-    """Estimate float32 training with AdamW; `half` is float16/bfloat16 O2 with float32 masters.
+def estimate_memory(
+    config: GPTConfig, seq_len: int, *, half: bool = False, on_host: bool = False
+) -> MemoryEstimate:
+    """Estimate the peak of training with AdamW in float32; `half` is O2 with float32 masters.
 
     Fixed: weights, gradients and two moments (16 bytes a parameter; 18 with halves: 2 + 2, and 12
-    for master and moments, and 2 of casts). Activations per token and layer are counted operator by
-    operator as Paddle keeps them for the backward pass.
+    for master and moments, and 2 of casts). The rest is what Paddle keeps for the backward pass,
+    counted tensor by tensor, and the largest working set on top of it. `on_host` adds what the C
+    library's allocator wastes on a CPU; Paddle's own allocators on devices reuse their blocks.
     """
-    parameters = count_parameters(config)
-    fixed = parameters * (18 if half else 16)
     width = 2 if half else FLOAT
-    d, t, heads = config.hidden_size, seq_len, config.num_attention_heads
-    # norm1, qkv, its per-head pieces joined again (q, scaled q, k, v), attended, joined, out,
-    # dropout and its mask, residual
-    attention = 15 * d + heads * t * (4 if config.attention_probs_dropout_prob else 2)
-    dropout = 2 * d if config.hidden_dropout_prob else 0
-    rank = int(config.ffn.get("rank", 0))
-    # norm2, hidden before bias, after bias, after GELU; factors' narrow tensors; output, residual
-    feed_forward = 4 * d + 3 * config.ffn_hidden_size + 2 * rank
-    per_layer = attention + feed_forward + 2 * dropout
+    layer = _count_layer(config, seq_len)
+    # Softmax and logits, or their gradient; in float16 the loss takes a float32 copy as well.
+    head = config.vocab_size * (width + FLOAT + (FLOAT if half else 0))
+    head += 2 * config.hidden_size * width
+    per_token = width * config.num_layers * layer.kept
+    per_token += max(head, width * (layer.rebuilt + layer.working))
+    fixed = count_parameters(config) * (18 if half else 16)
+    waste = HOST_WASTE if on_host else 1.0
+    return MemoryEstimate(
+        fixed=round(waste * fixed), per_sequence=round(waste * seq_len * per_token)
+    )
+
+
+@dataclass(frozen=True)
+class _LayerCount:
+    """Values per token: kept for the backward pass by every layer, rebuilt and worked on by one."""
+
+    kept: float
+    rebuilt: float
+    working: float
+
+
+def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
+    """Count what a decoder layer keeps, in values per token.
+
+    Of the residual width D: inputs and outputs of both norms (4), scaled queries, keys and values
+    (3) and the joined heads (1); dropout masks are bytes, a quarter each. Of the score square H·T:
+    the softmax, and with dropout also its result and mask. Of the hidden width F: before and after
+    GELU. Of rank R: between the factors of either matrix.
+    """
+    d, square = config.hidden_size, config.num_attention_heads * seq_len
+    masks = 0.5 * d if config.hidden_dropout_prob else 0.0
+    scores = square * (2.25 if config.attention_probs_dropout_prob else 1.0)
+    wide = 2 * config.ffn_hidden_size + 2 * int(config.ffn.get("rank", 0))
+    everything = 8 * d + masks + scores + wide
+    kept, rebuilt = everything, 0.0
     if config.use_recompute:
-        kept = {
-            "full": d,
-            "full_attn": d + feed_forward + dropout,
-            "core_attn": per_layer - heads * t * 3,
+        kept, rebuilt = {
+            "full": (d, everything),
+            "full_attn": (4 * d + masks + wide, 4 * d + scores),
+            "core_attn": (8 * d + masks + wide, scores),
         }[config.recompute_granularity]
-        activations = config.num_layers * kept + per_layer
-    else:
-        activations = config.num_layers * per_layer
-    # Logits, their float32 softmax and its gradient.
-    head = config.vocab_size * (width + 2 * FLOAT)
-    per_token = activations * width + head + 6 * d * width
-    return MemoryEstimate(fixed=fixed, per_sequence=t * per_token)
+    # Working sets seen in Paddle 3.3's backward pass: of the residual width, of the hidden width,
+    # and of attention, whose gradients come when the layer's wide part is gone already.
+    squares = 2.3 + (0.8 if rebuilt > scores else 0.0)
+    squares -= 1.0 if config.attention_probs_dropout_prob else 0.0
+    working = max(5.2 * d, config.ffn_hidden_size + 3.2 * d, squares * square - wide)
+    return _LayerCount(kept, rebuilt, working)

@@ -48,7 +48,9 @@ class Precision:
     @property
     def loss_scale(self) -> float:
         """The factor on the loss, 1 without a scaler."""
-        return float(self.scaler.state_dict()["scale"].item()) if self.scaler else 1.0
+        # Paddle's scaler switches itself off, and has no state, where the device has no use for it.
+        state = self.scaler.state_dict() if self.scaler else {}
+        return float(state["scale"].item()) if "scale" in state else 1.0
 
     def decorate(self, model: nn.Layer) -> None:
         """Cast the model's parameters in place for O2; norms stay float32."""
@@ -86,7 +88,7 @@ class Precision:
 
     def state(self) -> dict[str, float] | None:
         """Return the scaler's numbers for `trainer.json`."""
-        if not self.scaler:
+        if not self.scaler or not self.scaler.is_enable():
             return None
         return {
             key: float(value.item()) if hasattr(value, "item") else float(value)
@@ -95,7 +97,7 @@ class Precision:
 
     def load_state(self, state: dict[str, float] | None) -> None:
         """Restore what `state` returned."""
-        if not self.scaler or not state:
+        if not self.scaler or not self.scaler.is_enable() or not state:
             return
         restored: dict[str, Any] = dict(state)
         restored["scale"] = paddle.to_tensor([state["scale"]], dtype="float32").numpy()

@@ -98,7 +98,12 @@ def draw_blueprint(
     if warning:
         warnings.append(warning)
     plan = _plan(config, train)
-    memory = estimate_memory(model, config.Data.dataset.max_seq_len, half=precision.multi_precision)
+    memory = estimate_memory(
+        model,
+        config.Data.dataset.max_seq_len,
+        half=precision.multi_precision,
+        on_host=device.type == "cpu",
+    )
     return Blueprint(
         stage=stage,
         resolved=resolved,

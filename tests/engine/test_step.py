@@ -60,7 +60,11 @@ def trained(micro: int) -> tuple[list[float], list[float], dict[str, np.ndarray]
     model = tiny_gpt()
     step = train_step(model, micro=micro)
     results = [step(random_batch(k, ROWS, SEQ_LEN, VOCAB), 1e-3) for k in range(4)]
-    return [r.loss for r in results], [r.grad_norm for r in results], without_key_biases(model_tensors(model))
+    return (
+        [r.loss for r in results],
+        [r.grad_norm for r in results],
+        without_key_biases(model_tensors(model)),
+    )
 
 
 def test_accumulation_is_exact_under_uneven_masks() -> None:
