@@ -31,12 +31,23 @@ PLOT_FILE = "loss.png"
 
 
 class Run:
-    """An open run folder: metrics and log lines are flushed as they come."""
+    """An open run folder: metrics and log lines are flushed as they come.
+
+    One process at a time: raises `UserError` while another one trains in the folder.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.dir = run_dir
         self.checkpoints_dir = run_dir / CHECKPOINTS_DIR
         self._metrics = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        try:
+            storage.lock(self._metrics)
+        except BlockingIOError as error:
+            self._metrics.close()
+            raise UserError(
+                f"another process is training in {run_dir}; nothing was touched",
+                hint="Wait for it, or stop it with Ctrl-C: it saves first",
+            ) from error
         self._log = (run_dir / LOG_FILE).open("a", encoding="utf-8")
 
     @classmethod
@@ -54,11 +65,12 @@ class Run:
         """Continue an existing run; mends a last metrics line that a kill cut short."""
         with storage.explain_full_disk(run_dir):
             (run_dir / CHECKPOINTS_DIR).mkdir(parents=True, exist_ok=True)
+            run = cls(run_dir)
             storage.remove_leftovers(run_dir)
             storage.remove_leftovers(run_dir / CHECKPOINTS_DIR)
             _end_with_newline(run_dir / METRICS_FILE)
             _end_with_newline(run_dir / LOG_FILE)
-            return cls(run_dir)
+            return run
 
     def record(self, event: str, **values: Any) -> None:
         """Append one object to metrics.jsonl; values that are not finite become null."""

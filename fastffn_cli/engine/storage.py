@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastffn_cli.errors import UserError
 from fastffn_cli.ui import size as format_size
@@ -126,6 +126,24 @@ def remove_folder(path: Path) -> None:
     if doomed != path:
         path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def lock(file: IO[Any]) -> None:
+    """Hold a file for this process until it is closed or the process ends, however it ends.
+
+    Raises `BlockingIOError` if another process holds it. File systems without locks, and systems
+    without `fcntl`, let everybody in.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return
 
 
 def write_manifest(folder: Path) -> None:

@@ -20,12 +20,10 @@ from fastffn_cli.data.token_files import TokenFolder, open_tokens
 from fastffn_cli.engine.checkpoint import (
     CONFIG_FILE,
     Checkpoint,
-    read_checkpoint,
     set_weights,
 )
-from fastffn_cli.engine.compatibility import check_resume, check_start, fit_positions
+from fastffn_cli.engine.compatibility import check_resume, fit_positions
 from fastffn_cli.engine.device import Device
-from fastffn_cli.engine.find import find_checkpoint, newest_of_run
 from fastffn_cli.engine.fit import Plan, Progress, Session
 from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
 from fastffn_cli.engine.model import build_model, gpt_config
@@ -35,7 +33,8 @@ from fastffn_cli.engine.precision import Precision, choose_precision
 from fastffn_cli.engine.run import Run, holds_run, refuse_existing
 from fastffn_cli.engine.schedule import Schedule, build_schedule
 from fastffn_cli.engine.sinks import check_sinks
-from fastffn_cli.errors import CheckpointError, ConfigError, DataError, is_out_of_memory
+from fastffn_cli.engine.starting_point import find_resume, find_start
+from fastffn_cli.errors import ConfigError, DataError, is_out_of_memory
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig
 
@@ -81,7 +80,7 @@ def draw_blueprint(
     """
     config = resolved.config
     notices, warnings = list(resolved.notices), list(resolved.warnings)
-    run_dir, resume_from = _find_resume(Path(config.Engine.save_load.output_dir), resume, notices)
+    run_dir, resume_from = find_resume(Path(config.Engine.save_load.output_dir), resume, notices)
     if resume is None and not dry_run:
         refuse_existing(run_dir)
     elif resume is None and holds_run(run_dir):
@@ -93,7 +92,7 @@ def draw_blueprint(
     if resume_from is not None:
         check_resume(resume_from, config, train.num_tokens, notices)
     else:
-        start = _find_start(config, stage, start_from, notices)
+        start = find_start(config, stage, start_from, notices)
     precision, warning = choose_precision(config.Engine.mix_precision, device)
     if warning:
         warnings.append(warning)
@@ -228,35 +227,6 @@ def versions() -> dict[str, str]:
     return {**found, "platform": f"{sys.platform} {platform.machine()}"}
 
 
-def _find_resume(
-    run_dir: Path, resume: str | None, notices: list[str]
-) -> tuple[Path, Checkpoint | None]:
-    if resume is None:
-        return run_dir, None
-    named = None if resume == "auto" else Path(resume)
-    if named is not None:
-        if not named.exists():
-            raise CheckpointError(f"--resume {named}: there is no such folder")
-        is_checkpoint = (named / "trainer.json").exists() or named.name.startswith("step-")
-        run_dir = named.parent.parent if is_checkpoint else named
-        if not holds_run(run_dir):
-            raise CheckpointError(f"--resume {named}: {run_dir} is not a run folder")
-    newest, remarks = newest_of_run(run_dir)
-    for remark in remarks:
-        notices.append(remark)
-    if newest is None:
-        if holds_run(run_dir):
-            notices.append(f"{run_dir} has no checkpoint yet: its run starts from step 0")
-        return run_dir, None
-    if named is not None and named.name.startswith("step-") and named.name != newest.name:
-        raise CheckpointError(
-            f"--resume {named}: the run has gone on to {newest}, which would be overwritten",
-            hint=f"Continue from there with --resume {run_dir}, or start a new run with "
-            f"-o Engine.save_load.ckpt_dir={named} -o Engine.save_load.output_dir=...",
-        )
-    return run_dir, read_checkpoint(newest, checksums=False)
-
-
 def _open_data(
     config: Config, notices: list[str]
 ) -> tuple[Config, TokenFolder, TokenDataset, TokenDataset | None]:
@@ -287,6 +257,11 @@ def _open_data(
         )
 
     train = part("train", shuffle=True)
+    if train.eos_id is None:
+        notices.append(
+            f"{options.input_dir} does not tell its end-of-text id: every token is predicted "
+            "(Data.dataset.eos_id masks the token behind it)"
+        )
     valid = None
     if config.Engine.eval_freq > 0:
         try:
@@ -295,22 +270,6 @@ def _open_data(
             notices.append(f"no evaluation during training: {error.message}")
     resolved_model = config.Model.model_copy(update={"vocab_size": vocab_size})
     return config.model_copy(update={"Model": resolved_model}), folder, train, valid
-
-
-def _find_start(
-    config: Config, stage: str, start_from: Path | None, notices: list[str]
-) -> Checkpoint | None:
-    wanted = start_from
-    if wanted is None and config.Engine.save_load.ckpt_dir is not None:
-        wanted = Path(config.Engine.save_load.ckpt_dir)
-    if wanted is None and stage == "pretrain":
-        return None
-    dense = config.Model.ffn.kind == "dense"
-    path = find_checkpoint(wanted, dense=dense, low_rank=not dense, action="start from")
-    checkpoint = read_checkpoint(path)
-    check_start(checkpoint, config)
-    notices.append(f"starts from the weights of {path} (step {checkpoint.step})")
-    return checkpoint
 
 
 def _plan(config: Config, train: TokenDataset) -> Plan:

@@ -98,9 +98,9 @@ def test_a_start_needs_the_same_sizes_and_heads(configured: Any) -> None:
     """Heads show in no tensor's shape: only the configuration can tell."""
     start = checkpoint_of(configured())
     check_start(start, configured("Optimizer.lr.max_lr=1", "Global.seed=9"))
-    with pytest.raises(CheckpointError, match="Model.num_attention_heads is 4 there, 2 here"):
+    with pytest.raises(CheckpointError, match=r"Model\.num_attention_heads is 4 there, 2 here"):
         check_start(start, configured("Model.num_attention_heads=2"))
-    with pytest.raises(CheckpointError, match="Model.ffn.rank is 4 there, 2 here"):
+    with pytest.raises(CheckpointError, match=r"Model\.ffn\.rank is 4 there, 2 here"):
         check_start(start, configured("Model.ffn.rank=2"))
 
 

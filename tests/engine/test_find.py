@@ -22,7 +22,7 @@ def make(folder: Path, *, step: int, saved_at: float, kind: str = "low_rank") ->
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two stage-1 runs and a merged checkpoint; `late` was saved last although its steps are few."""
+    """Two stage-1 runs and a merged checkpoint; `late` was saved later, with fewer steps."""
     make(tmp_path / "runs/early/checkpoints/step-00000900", step=900, saved_at=10)
     make(tmp_path / "runs/early/dense-step-00000900", step=900, saved_at=30, kind="dense")
     make(tmp_path / "runs/late/checkpoints/step-00000001", step=1, saved_at=20)

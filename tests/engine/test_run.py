@@ -115,6 +115,16 @@ def test_a_run_is_begun_once(run: Run, tmp_path: Path) -> None:
     refuse_existing(tmp_path)
 
 
+def test_two_processes_cannot_train_in_one_run(run: Run) -> None:
+    run.record("train", step=1, loss=9.0)
+    with pytest.raises(UserError, match="another process is training in"):
+        Run.reopen(run.dir)
+    run.close()
+    again = Run.reopen(run.dir)
+    again.close()
+    assert len(read_metrics(run.dir)) == 1
+
+
 def test_a_file_in_the_place_of_the_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x", encoding="utf-8")
     with pytest.raises(UserError, match="is a file; a run is a folder"):
