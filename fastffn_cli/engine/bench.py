@@ -212,7 +212,9 @@ def measure_peak_apart(config: Config, arm: str, device: Device) -> int:
 def advise_on_memory(config: Config, device: Device) -> OutOfMemory:
     """Return the error that names the micro batch which should fit."""
     return advise(
-        estimate_memory(gpt_config(config), config.Data.dataset.max_seq_len),
+        estimate_memory(
+            gpt_config(config), config.Data.dataset.max_seq_len, on_host=device.type == "cpu"
+        ),
         micro_batch_size=config.Data.batch_size.micro_batch_size,
         local_batch_size=_batch_size(config),
         free=device.free_memory(),

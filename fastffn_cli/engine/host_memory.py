@@ -6,6 +6,7 @@ and finding it takes some reading. All figures are bytes. Imports neither paddle
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from pathlib import Path
@@ -27,8 +28,11 @@ def total_memory() -> int:
 
 
 def free_memory() -> int:
-    """Return what can still be allocated without swapping, within the container's limit."""
+    """Return what can be allocated without swapping, within the container's and `ulimit -v`."""
     room = [max(0, limit - used) for limit, used in _control_group_limits()]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)  # `ulimit -v`
+    if address_space != resource.RLIM_INFINITY:
+        room.append(max(0, address_space - int(psutil.Process().memory_info().vms)))
     return min([psutil.virtual_memory().available, *room])
 
 
