@@ -19,8 +19,8 @@ def run(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="Checkpoint or run folder to start from; without it, the newest dense checkpoint "
-            "below the current folder.",
+            help="Checkpoint or run folder to start from; without it, the newest converted "
+            "checkpoint below the current folder.",
         ),
     ] = None,
     override: OverrideOption = None,

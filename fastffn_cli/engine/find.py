@@ -31,19 +31,30 @@ class Candidate:
         return str(self.trainer.get("ffn", {}).get("kind", "dense")) == "dense"
 
     @property
+    def is_converted(self) -> bool:
+        """Whether `fastffn convert` made it."""
+        return self.trainer.get("stage") == "convert"
+
+    @property
     def age_key(self) -> tuple[float, int]:
         """Sorts by when it was saved, then by step."""
         return float(self.trainer.get("saved_at", 0.0)), int(self.trainer.get("step", 0))
 
 
 def find_checkpoint(
-    path: Path | None, *, low_rank: bool = False, dense: bool = False, action: str = "use"
+    path: Path | None,
+    *,
+    low_rank: bool = False,
+    dense: bool = False,
+    converted: bool = False,
+    action: str = "use",
 ) -> Path:
     """Return the checkpoint folder that `path` means.
 
     `path` is a checkpoint folder, or a run folder (its newest whole checkpoint, converted ones
-    included), or None for the newest run below the current folder. `low_rank` and `dense` restrict
-    the choice among several. Raises `CheckpointError` saying what was looked at and what to type.
+    included), or None for the newest run below the current folder. `low_rank`, `dense` and
+    `converted` restrict the choice among several. Raises `CheckpointError` saying what was looked
+    at and what to type.
     """
     if path is not None and not path.exists():
         raise CheckpointError(f"{path} does not exist")
@@ -51,10 +62,14 @@ def find_checkpoint(
         return path
     root = path if path is not None else Path()
     wanted = "low-rank" if low_rank else "dense" if dense else "whole"
+    if converted:
+        wanted = f"converted {wanted}"
     found = [
         candidate
         for candidate in scan(root)
-        if not (low_rank and candidate.is_dense) and not (dense and not candidate.is_dense)
+        if not (low_rank and candidate.is_dense)
+        and not (dense and not candidate.is_dense)
+        and not (converted and not candidate.is_converted)
     ]
     if not found:
         place = f"{path}" if path is not None else f"the current folder ({Path.cwd()})"

@@ -51,8 +51,9 @@ def find_start(
 ) -> Checkpoint | None:
     """Return the checkpoint whose weights a new run begins with; None: with random ones.
 
-    `start_from` beats `ckpt_dir`; without either, `posttrain` takes the newest checkpoint of its
-    kind. Raises `CheckpointError` when there is none or it does not fit the configuration.
+    `start_from` beats `ckpt_dir`; without either, `posttrain` takes the newest converted
+    checkpoint of its kind. Raises `CheckpointError` when there is none or it does not fit
+    the configuration.
     """
     wanted = start_from
     if wanted is None and config.Engine.save_load.ckpt_dir is not None:
@@ -60,7 +61,14 @@ def find_start(
     if wanted is None and stage == "pretrain":
         return None
     dense = config.Model.ffn.kind == "dense"
-    path = find_checkpoint(wanted, dense=dense, low_rank=not dense, action="start from")
+    path = find_checkpoint(
+        wanted,
+        dense=dense,
+        low_rank=not dense,
+        # Left to itself, stage 2 goes on from a merge, not from some dense baseline nearby.
+        converted=wanted is None,
+        action="start from",
+    )
     checkpoint = read_checkpoint(path)
     check_start(checkpoint, config)
     notices.append(f"starts from the weights of {path} (step {checkpoint.step})")

@@ -38,7 +38,7 @@ def cut_windows(
     """
     if not 1 <= stride <= seq_len:
         raise ValueError(f"stride is {stride}, expected 1 to {seq_len}")
-    buffer = np.empty(0, np.int64)
+    buffer: NDArray[np.int64] = np.empty(0, np.int64)
     first = 0
     for chunk in chunks:
         buffer = np.concatenate([buffer, chunk])

@@ -115,7 +115,8 @@ def _merge_children(parent: nn.Layer, prefix: str) -> Iterator[tuple[str, nn.Lay
 def _relative_error(linear: nn.Linear, stand_in: nn.Layer) -> float:
     weight = to_float64(linear.weight)
     replacement = to_float64(stand_in.merge().weight)
-    return float(np.linalg.norm(weight - replacement) / max(np.linalg.norm(weight), 1e-300))
+    distance, norm = (float(np.linalg.norm(matrix)) for matrix in (weight - replacement, weight))
+    return distance / max(norm, 1e-300)
 
 
 def _announce(model: nn.Layer, spec: Mapping[str, Any]) -> None:

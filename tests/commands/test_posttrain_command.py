@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from fastffn_cli.engine.checkpoint import read_checkpoint
 from fastffn_cli.engine.run import read_metrics, series
+from fastffn_cli.engine.storage import MANIFEST, write_manifest
 from tests.conftest import Outcome, TrainedRun, Workplace
 
 Program = Callable[..., Outcome]
@@ -48,6 +50,24 @@ def test_without_from_it_takes_the_newest_dense_checkpoint_and_says_so(
     assert (checkpoint.step, checkpoint.trainer["cursor"]) == (2, 16)
     start = next(r for r in read_metrics(workplace.dir / "runs/post") if r["event"] == "start")
     assert start["start_from"] == "runs/tiny/dense-step-00000008"
+
+
+def test_without_from_a_newer_dense_run_nearby_is_not_taken(
+    fastffn: Program, workplace: Workplace, stage_1: Callable[[], Path]
+) -> None:
+    merged = stage_1()
+    newer = workplace.dir / "runs/baseline/checkpoints/step-00000009"
+    shutil.copytree(merged, newer)
+    trainer = json.loads((newer / "trainer.json").read_text(encoding="utf-8"))
+    trainer |= {"stage": "pretrain", "saved_at": trainer["saved_at"] + 60}
+    (newer / "trainer.json").write_text(json.dumps(trainer), encoding="utf-8")
+    (newer / MANIFEST).unlink()
+    write_manifest(newer)
+
+    done = fastffn(*STAGE_2)
+
+    assert done.code == 0, done.err
+    assert "starts from the weights of runs/tiny/dense-step-00000008 (step 8)" in done.err
 
 
 def test_stage_2_starts_at_the_loss_of_stage_1(
@@ -143,7 +163,7 @@ def test_it_resumes_without_the_weights_it_began_with(
 def test_nothing_to_start_from_says_convert(fastffn: Program, workplace: Workplace) -> None:
     refused = fastffn(*STAGE_2)
     assert refused.code == 2
-    assert "no dense checkpoint to start from in the current folder" in refused.err
+    assert "no converted dense checkpoint to start from in the current folder" in refused.err
     assert "fastffn convert" in refused.err
 
 
