@@ -32,10 +32,11 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A finished run: its folder, seconds of the command, last losses, perplexity on test text."""
+    """A finished run: its folder, seconds of the command, speed, last losses, test perplexity."""
 
     run_dir: Path
     seconds: float
+    tokens_per_s: float
     train_loss: float
     valid_loss: float
     test_loss: float
@@ -154,6 +155,7 @@ def finish(run_dir: Path, seconds: float) -> Arm:
     return Arm(
         run_dir=run_dir,
         seconds=seconds,
+        tokens_per_s=records[-1]["tokens_per_s"],
         train_loss=series(records, "train", "loss")[-1][1],
         valid_loss=series(records, "eval", "loss")[-1][1],
         test_loss=measured["loss"],
@@ -188,11 +190,11 @@ def report(
     ratio, spread = float(speed["ratio"]), speed["ratio_spread"]  # type: ignore[arg-type]
     rows = []
     for name, arm in arms.items():
-        relative = f"{ratio:.2f} x" if name == "stage1" else "1.00 x"
+        relative = arm.tokens_per_s / arms["dense"].tokens_per_s
         rows.append(
             (
                 TITLES[name],
-                relative,
+                f"{relative:.2f} x",
                 f"{arm.train_loss:.3f}",
                 f"{arm.valid_loss:.3f}",
                 f"{arm.test_ppl:.1f}",
@@ -207,8 +209,9 @@ def report(
         rows,
     )
     ui.data(
-        f"speed: steps per second over dense, interleaved (spread {spread[0]:.2f}-{spread[1]:.2f}, "  # type: ignore[index]
-        f"ceiling by FLOPs {speed['flops_ceiling']:.2f})\n"
+        "speed: tokens per second over the dense run's, one run after the other\n"
+        f"interleaved, a step of stage 1 is {ratio:.2f} x as fast as a dense one (rounds "
+        f"{spread[0]:.2f}-{spread[1]:.2f}, ceiling by FLOPs {speed['flops_ceiling']:.2f})\n"  # type: ignore[index]
         f"two stages with their conversion took {two_stages:.0f} s, dense {seconds['dense']:.0f} s"
     )
     for sample in samples:
