@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python benchmarks/demo.py
+	@$(BIN)/python benchmarks/demo.py
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
