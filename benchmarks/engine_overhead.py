@@ -98,6 +98,7 @@ def measure(
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.fit import fit
     from fastffn_cli.engine.training import build_session, draw_blueprint
+    from fastffn_cli.tasks.causal_lm import CausalLM
 
     resolved = load_config(
         "demo",
@@ -112,7 +113,7 @@ def measure(
         ],
     )
     blueprint = draw_blueprint(resolved, use_device(args.device), stage="pretrain")
-    session = build_session(blueprint)
+    session = build_session(blueprint, CausalLM)
     clock = Alternation(bare_step(blueprint))
     try:
         fit(session, clock)

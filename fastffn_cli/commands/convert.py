@@ -81,17 +81,18 @@ def run(
         ui.say(f"converting {path}")
     use_device(device or "auto")
 
-    from fastffn_cli.engine.checkpoint import load_model, read_checkpoint
+    from fastffn_cli.engine.checkpoint import load_model
     from fastffn_cli.engine.conversion import convert_checkpoint, default_out_dir, refuse_existing
+    from fastffn_cli.tasks.causal_lm import CausalLM
 
     out_dir = out or default_out_dir(path, to.value)
     refuse_existing(out_dir)
     spec = {"kind": to.value} if to is Target.DENSE else {"kind": to.value, "rank": rank}
     result = convert_checkpoint(
-        read_checkpoint(path, checksums=False),
         load_model(path),
         spec,
         out_dir,
+        CausalLM,
         tolerance=tolerance,
         dtype=dtype.value,
     )

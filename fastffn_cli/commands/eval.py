@@ -90,7 +90,7 @@ def run(
     path = find_checkpoint(checkpoint, action="evaluate")
     use_device(device or "auto")
 
-    from fastffn_cli.engine.checkpoint import load_model, read_checkpoint
+    from fastffn_cli.engine.checkpoint import load_model
 
     loaded = load_model(path)
     ui.say(f"evaluating {path} (step {loaded.step:,})")
@@ -102,7 +102,7 @@ def run(
         batch_size=batch_size,
         detokenize=detokenize,
         json_key=json_key,
-        trainer=read_checkpoint(path, checksums=False).trainer,
+        trainer=loaded.trainer,
     )
     evaluation = run_evaluation(task, loaded, request)
     if as_json:

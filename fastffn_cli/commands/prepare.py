@@ -76,6 +76,7 @@ def run(
     `fastffn prepare tiny.txt --out data/tiny --tokenizer bytes --json`
     """
     from fastffn_cli.data.prepare import Request, prepare
+    from fastffn_cli.engine.cpu import usable_cores
 
     started = time.monotonic()
     meta = prepare(
@@ -85,7 +86,7 @@ def run(
             tokenizer=tokenizer,
             json_key=json_key,
             name=name,
-            workers=workers,
+            workers=workers or usable_cores(),
             eos_token=eos_token,
         )
     )

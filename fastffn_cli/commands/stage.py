@@ -36,6 +36,7 @@ def train(
     from fastffn_cli.engine.fit import fit
     from fastffn_cli.engine.run_card import card_rows
     from fastffn_cli.engine.training import build_session, draw_blueprint
+    from fastffn_cli.tasks.causal_lm import CausalLM
 
     blueprint = draw_blueprint(
         resolved, chosen, stage=stage, resume=resume, start_from=start_from, dry_run=dry_run
@@ -51,7 +52,7 @@ def train(
         return
     if _is_complete(blueprint):
         return
-    session = build_session(blueprint)
+    session = build_session(blueprint, CausalLM)
     try:
         summary = fit(session, ui.TrainingView())
     finally:

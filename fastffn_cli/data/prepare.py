@@ -48,7 +48,7 @@ class Request:
     tokenizer: str
     json_key: str = "text"
     name: str | None = None
-    workers: int | None = None
+    workers: int = 1
     eos_token: str | None = None
 
 
@@ -88,12 +88,11 @@ def _write_tokens(
     _check_space(part_dir, sources, tokenizer, dtype)
     cutter = Cutter(tokenizer)
     reader = Reader(sources, request.json_key, cutter)
-    workers = request.workers or count_cores()
     writer = TokenWriter(part_dir, name, dtype)
     utf8_bytes = 0
     try:
         with ByteProgress("encoding", sources.size) as bar:
-            for batch in encode_batches(reader, tokenizer, workers=workers, dtype=dtype):
+            for batch in encode_batches(reader, tokenizer, workers=request.workers, dtype=dtype):
                 writer.write(batch)
                 utf8_bytes += batch.utf8_bytes
                 bar.update(batch.bytes_read)
@@ -125,13 +124,6 @@ def _write_tokens(
         "json_key": request.json_key,
         "sources": [{"name": file.name, "bytes": file.size} for file in sources.files],
     }
-
-
-def count_cores() -> int:
-    """Give the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_output(out_dir: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     step: int
     path: Path
+    trainer: dict[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(
@@ -207,7 +208,9 @@ def load_model(path: Path) -> LoadedModel:
     set_weights(model, checkpoint.tensors(), path)
     model.on_ffn_replaced(checkpoint.config.Model.ffn.model_dump())
     model.eval()
-    return LoadedModel(model, checkpoint.config, checkpoint.tokenizer(), checkpoint.step, path)
+    return LoadedModel(
+        model, checkpoint.config, checkpoint.tokenizer(), checkpoint.step, path, checkpoint.trainer
+    )
 
 
 def _without_spectral_start(config: Config) -> Config:

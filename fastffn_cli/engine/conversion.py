@@ -13,14 +13,13 @@ from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import Batch, TokenDataset
 from fastffn_cli.data.token_files import open_tokens
 from fastffn_cli.engine.checkpoint import (
-    Checkpoint,
     LoadedModel,
     model_tensors,
     write_checkpoint,
 )
 from fastffn_cli.engine.find import CHECKPOINTS_DIR
 from fastffn_cli.errors import DataError, MergeCheckFailed, UserError
-from fastffn_cli.tasks.causal_lm import CausalLM
+from fastffn_cli.tasks.task import Task, TaskFactory
 from models import ffn
 from models.gpt import GPT, count_parameters
 
@@ -68,10 +67,10 @@ class Conversion:
 
 
 def convert_checkpoint(
-    checkpoint: Checkpoint,
     loaded: LoadedModel,
     spec: dict[str, Any],
     out_dir: Path,
+    make_task: TaskFactory,
     *,
     tolerance: float,
     dtype: str = "float32",
@@ -83,28 +82,29 @@ def convert_checkpoint(
     written. To another kind the difference is reported only: an approximation is meant to differ.
     The comparison runs in `dtype`, float32 or float64.
     """
-    model, config = loaded.model, loaded.config
+    model = loaded.model
+    task = make_task(model)
     merging = spec["kind"] == "dense"
     refuse_existing(out_dir)
     if model.config.ffn["kind"] == spec["kind"]:
-        raise UserError(f"{checkpoint.path} is of kind '{spec['kind']}' already")
-    probe = draw_probe(config, checkpoint)
+        raise UserError(f"{loaded.path} is of kind '{spec['kind']}' already")
+    probe = draw_probe(loaded)
     if dtype == "float64":
         model.to(dtype="float64")
-    before = _outputs(model, probe)
+    before = _outputs(task, probe)
     parameters_before = count_parameters(model.config)
     replacements: list[ffn.Replacement] = []
     if merging:
         try:
             ffn.merge(model)
         except ffn.NotMergeable as error:
-            raise UserError(f"{checkpoint.path} cannot be merged: {error}") from error
+            raise UserError(f"{loaded.path} cannot be merged: {error}") from error
     else:
         try:
             replacements = ffn.approximate(model, **spec)
         except ValueError as error:
             raise UserError(str(error)) from error
-    difference = _compare(before, _outputs(model, probe), probe)
+    difference = _compare(before, _outputs(task, probe), probe)
     if merging and not difference.relative <= tolerance:
         raise MergeCheckFailed(
             f"max |logit difference| is {difference.logits:.3e} at logits up to "
@@ -113,10 +113,10 @@ def convert_checkpoint(
         )
     write_checkpoint(
         out_dir,
-        config=_with_ffn(config, spec),
-        trainer=_trainer_record(checkpoint, model, difference, probe),
+        config=_with_ffn(loaded.config, spec),
+        trainer=_trainer_record(loaded, model, difference, probe),
         tensors=_single(model_tensors(model)),
-        tokenizer_dir=checkpoint.path,
+        tokenizer_dir=loaded.path,
     )
     return Conversion(
         out_dir,
@@ -144,13 +144,14 @@ def default_out_dir(checkpoint: Path, kind: str) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}-{name}")
 
 
-def draw_probe(config: Config, checkpoint: Checkpoint) -> Probe:
+def draw_probe(loaded: LoadedModel) -> Probe:
     """Take tokens of the run's own validation (or training) part; random ids if they are gone."""
+    config = loaded.config
     seq_len = min(config.Data.dataset.max_seq_len, config.Model.max_position_embeddings)
     vocab_size = config.Model.vocab_size
     assert vocab_size is not None, "a checkpoint's configuration is resolved"
     rows = max(1, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // seq_len)
-    recorded = checkpoint.trainer.get("data", {}).get("input_dir")
+    recorded = loaded.trainer.get("data", {}).get("input_dir")
     for place in (config.Data.dataset.input_dir, recorded):
         if place is None or not Path(place).exists():
             continue
@@ -174,11 +175,10 @@ def draw_probe(config: Config, checkpoint: Checkpoint) -> Probe:
     return Probe(batch, "random tokens (the run's data folder is gone)")
 
 
-def _outputs(model: GPT, probe: Probe) -> tuple[np.ndarray, float]:
-    """Logits [B * S, V] and mean loss of the probe."""
-    task = CausalLM(model)
+def _outputs(task: Task, probe: Probe) -> tuple[np.ndarray, float]:
+    """Logits [B, S, V] and mean loss of the probe."""
     with paddle.no_grad():
-        logits = model(paddle.to_tensor(probe.batch.tokens_BS)).numpy()
+        logits = task.model(paddle.to_tensor(probe.batch.tokens_BS)).numpy()
         loss = task.loss(probe.batch).item() / max(task.weight(probe.batch), 1.0)
     return logits, float(loss)
 
@@ -201,18 +201,18 @@ def _with_ffn(config: Config, spec: dict[str, Any]) -> Config:
 
 
 def _trainer_record(
-    checkpoint: Checkpoint, model: GPT, difference: Difference, probe: Probe
+    loaded: LoadedModel, model: GPT, difference: Difference, probe: Probe
 ) -> dict[str, Any]:
     kept: dict[str, Any] = {
-        key: checkpoint.trainer[key]
+        key: loaded.trainer[key]
         for key in ("step", "tokens", "run", "data", "seed", "versions")
-        if key in checkpoint.trainer
+        if key in loaded.trainer
     }
     return {
         **kept,
         "stage": "convert",
         "ffn": model.config.ffn,
-        "source": str(checkpoint.path),
+        "source": str(loaded.path),
         "check": {**vars(difference), "probe": probe.source},
     }
 

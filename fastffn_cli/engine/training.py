@@ -35,7 +35,7 @@ from fastffn_cli.engine.schedule import Schedule, build_schedule
 from fastffn_cli.engine.sinks import check_sinks
 from fastffn_cli.engine.starting_point import find_resume, find_start
 from fastffn_cli.errors import ConfigError, DataError, is_out_of_memory
-from fastffn_cli.tasks.causal_lm import CausalLM
+from fastffn_cli.tasks.task import TaskFactory
 from models.gpt import GPTConfig
 
 
@@ -126,13 +126,13 @@ def draw_blueprint(
     )
 
 
-def build_session(blueprint: Blueprint) -> Session:
-    """Build model and optimizer, open the run folder and load what the run starts from.
+def build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
+    """Build model, task and optimizer, open the run folder and load what the run starts from.
 
     Raises `OutOfMemory` with advice when not even the model finds room.
     """
     try:
-        return _build_session(blueprint)
+        return _build_session(blueprint, make_task)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -144,7 +144,7 @@ def build_session(blueprint: Blueprint) -> Session:
         ) from error
 
 
-def _build_session(blueprint: Blueprint) -> Session:
+def _build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
     config, plan = blueprint.config, blueprint.plan
     model = build_model(blueprint.model, config.Global.seed)
     if blueprint.start_from is not None:
@@ -167,7 +167,7 @@ def _build_session(blueprint: Blueprint) -> Session:
     run = _open_run(blueprint)
     session = Session(
         config=config,
-        task=CausalLM(model),
+        task=make_task(model),
         optimizer=optimizer,
         precision=precision,
         schedule=blueprint.schedule,

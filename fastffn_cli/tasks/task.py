@@ -6,7 +6,8 @@ by name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
@@ -32,3 +33,7 @@ class Task(Protocol):
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Name what a mean loss stands for, e.g. {"ppl": 12.3}; the loss itself is not repeated."""
+
+
+# What a command hands to the engine: from a model to the task that trains or measures it.
+TaskFactory: TypeAlias = "Callable[[nn.Layer], Task]"
