@@ -1,4 +1,4 @@
-"""`fastffn eval`: loss, perplexity and bits per byte of a checkpoint."""
+"""`fastffn eval`: what a checkpoint is worth on a text, on token files or on LAMBADA."""
 
 from __future__ import annotations
 
@@ -8,18 +8,28 @@ import typer
 
 from fastffn_cli import ui
 from fastffn_cli.commands.options import CheckpointArgument, DeviceOption, JsonOption
+from fastffn_cli.tasks.evaluation import EVALUATIONS
 
 
 def run(
     checkpoint: CheckpointArgument = None,
-    task: Annotated[str, typer.Option("--task", metavar="lm", help="What to measure.")] = "lm",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="|".join(EVALUATIONS),
+            help="What to measure: lm, the loss on a text; cloze, how often the last word of a "
+            "passage is known (LAMBADA). By default lm, or cloze where Offline_Eval.cloze_eval "
+            "says so.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             metavar="F",
             help="A .txt or .jsonl (also .gz) or a prepared folder; without it, the test part of "
-            "the run's own data.",
+            "the run's own data. For cloze one passage a line.",
         ),
     ] = None,
     part: Annotated[
@@ -51,7 +61,7 @@ def run(
             "--batch-size",
             metavar="N",
             min=1,
-            help="Windows under way on the device at a time; the numbers do not depend on it.",
+            help="Windows or passages under way at a time; the numbers do not depend on it.",
         ),
     ] = None,
     detokenize: Annotated[
@@ -70,7 +80,7 @@ def run(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte of a checkpoint.
+    """Measure a checkpoint: loss, perplexity and bits per byte, or how often it knows a last word.
 
     Twice the same number, whatever the batch size.
 
@@ -81,12 +91,15 @@ def run(
     `fastffn eval runs/demo --data wiki.test.txt --json`
 
     `fastffn eval runs/demo/dense --data corpus/ --part valid`
+
+    `fastffn eval runs/demo --task cloze --data lambada_test.jsonl`
     """
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.find import find_checkpoint
-    from fastffn_cli.tasks.evaluation import EvalRequest, check_task, run_evaluation
+    from fastffn_cli.tasks.evaluation import EvalRequest, check_task, choose_task, run_evaluation
 
-    check_task(task)
+    if task is not None:
+        check_task(task)
     path = find_checkpoint(checkpoint, action="evaluate")
     use_device(device or "auto")
 
@@ -104,7 +117,7 @@ def run(
         json_key=json_key,
         trainer=loaded.trainer,
     )
-    evaluation = run_evaluation(task, loaded, request)
+    evaluation = run_evaluation(choose_task(task, loaded.config), loaded, request)
     if as_json:
         ui.data_json(evaluation.values)
     else:

@@ -2,12 +2,28 @@
 
 The tokens of a part (training, validation, test) are one stream: its documents in file order.
 Sample k reads tokens k*S .. k*S+S and predicts the last S of them, so neighbours share one token
-and the last sample of an epoch is padded. The order of the samples is a pure function of (seed,
-epoch), and what a batch holds one of (seed, cursor): resuming needs the cursor and nothing else.
+and what is left at the end makes one more sample, padded. The order of the samples is a pure
+function of (seed, epoch), and what a batch holds one of (seed, cursor): resuming needs the cursor
+and nothing else. An epoch shuffles its whole samples and ends with the padded one.
 
 The loss mask is 0 where the *input* token is end-of-text, as FleetX does it: the first token of the
 next document cannot be known from the last one, whereas predicting the end-of-text token is scored.
 Attention and positions are not reset at document boundaries, also as in FleetX.
+
+With FleetX's seed and files the first epoch is FleetX's, batch by batch (`fleetx/` of 2022: split,
+samples, order by `RandomState(seed)`), and these are the differences:
+
+* FleetX lays out all epochs of a run at once: samples run on from the last document of an epoch
+  into the first of the next, all epochs are shuffled together, and the last one apart if less than
+  80 % of it is needed. All this depends on `max_steps`. Here each epoch begins with a sample and is
+  shuffled by itself, so that a longer run begins like a shorter one. Of two epochs in FleetX the
+  first is still the same if the last is shuffled apart.
+* FleetX drops what is left at the end of its last epoch; here the padded sample predicts it.
+* FleetX shuffles the validation part, too, and reads on in it from one evaluation to the next; here
+  every evaluation reads the same samples, in file order.
+* FleetX trains on one file after the other; here all files of a folder are one stream.
+* `ppfleetx/` (from March 2023) shuffles documents before it cuts samples, reads the first file only
+  and masks nothing. Its parts hold the same documents.
 
 B batch, S sequence length.
 """
@@ -116,7 +132,8 @@ class TokenDataset:
         order = self._order
         if order is None or order[0] != epoch:
             numbers = np.arange(self.num_samples, dtype=np.int64)
-            np.random.RandomState((self.seed + epoch) % 2**32).shuffle(numbers)
+            whole = (self.num_tokens - 1) // self.seq_len
+            np.random.RandomState((self.seed + epoch) % 2**32).shuffle(numbers[:whole])
             order = (epoch, numbers)
             self._order = order
         return int(order[1][position])

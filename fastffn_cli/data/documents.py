@@ -4,6 +4,8 @@ A `.txt` file is one document, with its text as it is (a byte order mark is drop
 LF). A `.jsonl` file has one document a line, stripped of surrounding blanks as FleetX does it. A
 long `.txt` comes in pieces, cut by `cut` where that does not change the tokens. Documents without a
 visible character are skipped and counted.
+
+Evaluations that score one passage after the other read either kind line by line (`read_passages`).
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple, TypeVar, cast
 
 from fastffn_cli.data.inputs import JSON_LINES, SourceFile
 from fastffn_cli.errors import DataError
 
 PIECE_CHARS = 1 << 18
+
+T = TypeVar("T")
 
 # Given the text so far, where may it be cut; None: nowhere yet, read on.
 Cut = Callable[[str], int | None]
@@ -31,6 +35,13 @@ class Piece(NamedTuple):
 
     text: str
     last: bool
+
+
+class Line(NamedTuple):
+    """The text of one line, stripped, and its place as FILE:LINE."""
+
+    place: str
+    text: str
 
 
 @dataclass
@@ -48,16 +59,50 @@ def read_pieces(
 
     DataError names the file and the line (and byte) of what cannot be read.
     """
+
+    def read(stream: IO[bytes]) -> Iterator[Piece]:
+        if source.kind == JSON_LINES:
+            return _read_lines(source.name, stream, json_key, progress)
+        return _read_text(source.name, stream, cut, progress)
+
+    yield from _read(source, progress, read)
+
+
+def read_passages(source: SourceFile, *, json_key: str, progress: Progress) -> Iterator[Line]:
+    """Yield the passages of a file: one a line of a .txt, one a record of a .jsonl.
+
+    DataError names the file and the line of what cannot be read and of a line without text; empty
+    lines at the very end are none.
+    """
+
+    def read(stream: IO[bytes]) -> Iterator[Line]:
+        empty = None
+        for place, line in _decode_lines(source.name, stream):
+            if not line.strip():
+                empty = empty or place
+                continue
+            if empty is not None:
+                raise DataError(f"{empty}: an empty line, and each line is one passage")
+            text = line.strip()
+            if source.kind == JSON_LINES:
+                text = _text_of(place, line, json_key)
+            if not text:
+                raise DataError(f"{place}: {json_key!r} is empty, expected a passage")
+            yield Line(place, text)
+
+    yield from _read(source, progress, read)
+
+
+def _read(
+    source: SourceFile, progress: Progress, read: Callable[[IO[bytes]], Iterator[T]]
+) -> Iterator[T]:
+    """Yield what `read` makes of the opened file; DataError where it cannot be read."""
     try:
         with source.path.open("rb") as raw:
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if source.compressed else raw
-            if source.kind == JSON_LINES:
-                pieces = _read_lines(source.name, stream, json_key, progress)
-            else:
-                pieces = _read_text(source.name, stream, cut, progress)
-            for piece in pieces:
+            for item in read(stream):
                 progress.bytes_read = raw.tell()
-                yield piece
+                yield item
         progress.bytes_read = source.size
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
@@ -120,6 +165,18 @@ def _undecodable(name: str, line: int, offset: int, error: UnicodeDecodeError) -
 
 def _read_lines(name: str, stream: IO[bytes], json_key: str, progress: Progress) -> Iterator[Piece]:
     """Yield one document a line of JSON; blank lines are none."""
+    for place, line in _decode_lines(name, stream):
+        if not line.strip():
+            continue
+        document = _text_of(place, line, json_key)
+        if document:
+            yield Piece(document, True)
+        else:
+            progress.empty_documents += 1
+
+
+def _decode_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """Yield each line with its place, FILE:LINE; DataError with line and byte offset."""
     offset = 0
     for number, line in enumerate(stream, start=1):
         try:
@@ -127,15 +184,7 @@ def _read_lines(name: str, stream: IO[bytes], json_key: str, progress: Progress)
         except UnicodeDecodeError as error:
             raise _undecodable(name, number, offset + error.start, error) from error
         offset += len(line)
-        if number == 1:
-            text = text.removeprefix("\ufeff")
-        if not text.strip():
-            continue
-        document = _text_of(f"{name}:{number}", text, json_key)
-        if document:
-            yield Piece(document, True)
-        else:
-            progress.empty_documents += 1
+        yield f"{name}:{number}", text.removeprefix("\ufeff") if number == 1 else text
 
 
 def _text_of(place: str, line: str, json_key: str) -> str:

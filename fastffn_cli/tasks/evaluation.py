@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fastffn_cli.errors import UserError
 
 if TYPE_CHECKING:
+    from fastffn_cli.config.schema import Config
     from fastffn_cli.engine.checkpoint import LoadedModel
 
-EVALUATIONS = {"lm": "fastffn_cli.tasks.lm_eval"}
+EVALUATIONS = {"lm": "fastffn_cli.tasks.lm_eval", "cloze": "fastffn_cli.tasks.cloze"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ def run_evaluation(task: str, loaded: LoadedModel, request: EvalRequest) -> Eval
     module = importlib.import_module(EVALUATIONS[task])
     evaluation: Evaluation = module.evaluate(loaded, request)
     return evaluation
+
+
+def choose_task(task: str | None, config: Config) -> str:
+    """The task asked for, else the one that `Offline_Eval.cloze_eval` chooses."""
+    return task or ("cloze" if config.Offline_Eval.cloze_eval else "lm")
 
 
 def check_task(task: str) -> None:

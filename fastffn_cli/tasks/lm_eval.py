@@ -24,10 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from fastffn_cli import ui
 from fastffn_cli.data.inputs import find_inputs
-from fastffn_cli.data.token_files import IDS_SUFFIX, INDEX_SUFFIX, TokenFolder, open_tokens
+from fastffn_cli.data.token_files import TokenFolder, open_tokens
 from fastffn_cli.data.tokenizer import Tokenizer
 from fastffn_cli.errors import DataError, Diverged, UserError
 from fastffn_cli.tasks.causal_lm import perplexity
+from fastffn_cli.tasks.choices import (
+    choose_batch_size,
+    choose_seq_len,
+    is_text,
+    named_data,
+    text_tokenizer,
+)
 from fastffn_cli.tasks.eval_data import FolderData, TextData
 from fastffn_cli.tasks.evaluation import EvalRequest, Evaluation
 from fastffn_cli.tasks.progress import ScoreProgress
@@ -57,14 +64,17 @@ def evaluate(loaded: LoadedModel, request: EvalRequest) -> Evaluation:
     run's own data (the validation part where there is no test part). Raises `DataError` or
     `UserError` for data that cannot be scored, `Diverged` where the loss is not finite.
     """
-    seq_len = _choose_seq_len(loaded, request)
+    seq_len = choose_seq_len(loaded, request)
     opened = _open(loaded, request, seq_len)
     data = opened.data
-    batch_size = request.batch_size or loaded.config.Offline_Eval.batch_size
+    batch_size = choose_batch_size(loaded, request)
     windows = cut_windows(data.chunks(), seq_len=seq_len, stride=opened.stride, eos_id=data.eos_id)
     with ScoreProgress(lambda: (data.num_tokens, data.fraction())) as progress:
         score = score_windows(
-            loaded.model, windows, batch_size=batch_size, on_progress=progress.update
+            loaded.model,
+            windows,
+            batch_size=batch_size,
+            on_progress=lambda score: progress.update(score.targets),
         )
     if isinstance(data, TextData) and data.detokenized and request.detokenize is None:
         ui.notice(
@@ -115,18 +125,6 @@ def summarize(score: Score, data: TextData | FolderData, name: str) -> dict[str,
     return values
 
 
-def _choose_seq_len(loaded: LoadedModel, request: EvalRequest) -> int:
-    """Window length: asked for, configured, or what the model was trained on."""
-    positions = loaded.model.config.max_position_embeddings
-    trained = min(positions, loaded.config.Data.dataset.max_seq_len)
-    seq_len = request.seq_len or loaded.config.Offline_Eval.max_seq_len or trained
-    if not 2 <= seq_len <= positions:
-        raise UserError(
-            f"--seq-len {seq_len} must be 2 to {positions:,}: the model has {positions:,} positions"
-        )
-    return seq_len
-
-
 def _choose_stride(request: EvalRequest, configured: int | None, seq_len: int) -> int:
     """Tokens by which a window moves on; `configured` None means whole windows."""
     if request.overlap is None:
@@ -142,8 +140,7 @@ def _open(loaded: LoadedModel, request: EvalRequest, seq_len: int) -> _Opened:
     """Find out what the data is: token files or a text."""
     path = _choose_path(loaded, request)
     configured = loaded.config.Offline_Eval.overlapping_eval
-    is_text_file = path.is_file() and not path.name.endswith((IDS_SUFFIX, INDEX_SUFFIX))
-    if is_text_file and path.suffix not in (".npy", ".npz"):
+    if is_text(path):
         if request.part is not None:
             raise UserError(f"--part {request.part} is for prepared folders, {path} is a text")
         text = _open_text(loaded, request, path)
@@ -156,10 +153,9 @@ def _open(loaded: LoadedModel, request: EvalRequest, seq_len: int) -> _Opened:
 
 
 def _choose_path(loaded: LoadedModel, request: EvalRequest) -> Path:
-    if request.data is not None:
-        return Path(request.data).expanduser()
-    if loaded.config.Offline_Eval.eval_path is not None:
-        return Path(loaded.config.Offline_Eval.eval_path).expanduser()
+    named = named_data(loaded, request)
+    if named is not None:
+        return named
     own = _own_data(request)
     if own is None:
         raise UserError(
@@ -185,19 +181,7 @@ def _is_own(path: Path, request: EvalRequest) -> bool:
 
 
 def _open_text(loaded: LoadedModel, request: EvalRequest, path: Path) -> TextData:
-    tokenizer = loaded.tokenizer
-    if tokenizer is None:
-        raise UserError(
-            f"{loaded.path} has no tokenizer to read {path} with",
-            hint="Prepare it with the tokenizer of the model and name the folder: "
-            "fastffn prepare FILE --tokenizer SPEC --out DIR",
-        )
-    vocabulary = loaded.model.config.vocab_size
-    if tokenizer.vocab_size > vocabulary:
-        raise DataError(
-            f"the tokenizer in {loaded.path} has {tokenizer.vocab_size:,} ids, the model "
-            f"{vocabulary:,}: they do not belong together"
-        )
+    tokenizer = text_tokenizer(loaded, path)
     inputs = find_inputs([path])
     for text in inputs.notices:
         ui.notice(text)

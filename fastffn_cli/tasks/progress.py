@@ -9,20 +9,19 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fastffn_cli import ui
-from fastffn_cli.tasks.scoring import Score
 
 LINE_SECONDS = 15.0
 
 
 class ScoreProgress:
-    """Shows predicted tokens; a context manager. All output goes to stderr.
+    """Shows how many tokens (or another `unit`) are scored; a context manager, all on stderr.
 
     `read` gives (tokens read so far, share of the source that they are): a text's number of tokens
     is not known before its end, so the total is an estimate.
     """
 
-    def __init__(self, read: Callable[[], tuple[int, float]]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], tuple[int, float]], unit: str = "tokens") -> None:
+        self._read, self._unit = read, unit
         self._started = self._last = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -32,7 +31,7 @@ class ScoreProgress:
             self._bar = Progress(
                 TextColumn("evaluating"),
                 BarColumn(),
-                TextColumn("{task.completed:,.0f} tokens"),
+                TextColumn(f"{{task.completed:,.0f}} {self._unit}"),
                 TimeRemainingColumn(),
                 console=ui.err,
                 transient=True,
@@ -41,22 +40,22 @@ class ScoreProgress:
             self._bar.start()
         return self
 
-    def update(self, score: Score) -> None:
+    def update(self, done: int) -> None:
         """Show the state."""
-        tokens, fraction = self._read()
-        total = max(score.targets, round(tokens / fraction)) if fraction > 0 else None
+        read, fraction = self._read()
+        total = max(done, round(read / fraction)) if fraction > 0 else None
         if self._bar is not None:
-            self._bar.update(self._task, completed=score.targets, total=total)
+            self._bar.update(self._task, completed=done, total=total)
             return
         now = time.monotonic()
         if now - self._last < LINE_SECONDS or not total:
             return
         self._last = now
-        rate = score.targets / (now - self._started)
-        left = ui.duration((total - score.targets) / rate) if rate else "?"
+        rate = done / (now - self._started)
+        left = ui.duration((total - done) / rate) if rate else "?"
         ui.say(
-            f"evaluating: {100 * score.targets / total:.0f} % of about {total:,} tokens, "
-            f"{rate:,.0f} tokens/s, {left} left"
+            f"evaluating: {100 * done / total:.0f} % of about {total:,} {self._unit}, "
+            f"{rate:,.0f} {self._unit}/s, {left} left"
         )
 
     def __exit__(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import paddle
@@ -25,6 +26,8 @@ from models.gpt import GPT
 
 BLOCK_TOKENS = 1024  # enough rows to keep a matrix product busy, little memory
 LOGITS = 1 << 24  # values of [rows, V] at a time: 64 MiB in float32
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def score_windows(
     model.eval()
     total = Score()
     with paddle.no_grad():
-        for batch in _batches(_blocks(windows), batch_size):
+        for batch in batches(_blocks(windows), batch_size):
             under_way = [(_losses(model, block), block) for block in batch]
             for losses, block in under_way:
                 losses_BS = np.concatenate([part.numpy() for part in losses]).astype(np.float64)
@@ -71,8 +74,8 @@ def _blocks(windows: Iterable[Window]) -> Iterator[list[Window]]:
         yield block
 
 
-def _batches(blocks: Iterator[list[Window]], batch_size: int) -> Iterator[list[list[Window]]]:
-    """Group blocks: as many as hold `batch_size` windows, at least one."""
+def batches(blocks: Iterator[list[T]], batch_size: int) -> Iterator[list[list[T]]]:
+    """Group blocks that are under way together: as many as hold `batch_size`, at least one."""
     for block in blocks:
         more = -(-batch_size // len(block)) - 1
         yield [block, *islice(blocks, more)]
@@ -84,11 +87,17 @@ def _losses(model: GPT, block: list[Window]) -> list[Tensor]:
     x_BSD = model.hidden(_stack([window.tokens for window in block]))
     x_ND = x_BSD[:, first:].reshape([-1, x_BSD.shape[-1]])
     labels_N = _stack([window.labels[first:] for window in block]).reshape([-1])
-    rows = max(1, LOGITS // model.config.vocab_size)
     return [
-        token_losses(model.logits(x_ND[start : start + rows]), labels_N[start : start + rows])
-        for start in range(0, x_ND.shape[0], rows)
+        token_losses(logits_NV, labels_N[start : start + logits_NV.shape[0]])
+        for start, logits_NV in logits_in_parts(model, x_ND)
     ]
+
+
+def logits_in_parts(model: GPT, x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first row, logits [rows, V]) of hidden states, few enough rows at a time."""
+    rows = max(1, LOGITS // model.config.vocab_size)
+    for start in range(0, x_ND.shape[0], rows):
+        yield start, model.logits(x_ND[start : start + rows])
 
 
 def _stack(rows: list[NDArray[np.int64]]) -> Tensor:

@@ -11,9 +11,7 @@ from fastffn_cli.data.split import parse_split, split_bounds
 from fastffn_cli.data.token_files import TokenFolder, open_tokens
 from fastffn_cli.errors import DataError
 
-FLEETX_DIR = Path(__file__).parents[1] / "fixtures" / "fleetx"
 SPLIT = "949,50,1"
-GPT2_EOS = 50256
 
 
 def write_prefix(folder_dir: Path, name: str, lens: list[int], first_id: int = 0) -> None:
@@ -66,55 +64,6 @@ def test_split_is_read_in_every_form_of_fleetx(split: str | list[float]) -> None
 def test_a_split_that_is_no_weights_is_refused(split: object) -> None:
     with pytest.raises(DataError, match="split"):
         parse_split(split)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("part", ["train", "valid", "test"])
-def test_parts_of_fleetx_own_files_are_fleetx_documents(part: str) -> None:
-    expected = np.load(FLEETX_DIR / "A_corpus_dataset.npz")
-    folder = open_tokens(FLEETX_DIR / "corpus")
-    dataset = make_dataset(folder, part=part, shuffle=False)
-    first, last = expected[f"gpt_{part}.documents_first_last"]
-    start, stop = folder.files[0].start_of(first), folder.files[0].start_of(last + 1)
-    assert (dataset.num_documents, dataset.divided_by) == (last - first + 1, "documents")
-    assert dataset.num_tokens == stop - start
-    assert dataset.batch(0, 1).tokens_BS[0, 0] == folder.files[0].ids[start]
-
-
-@pytest.mark.parametrize("part", ["train", "valid"])
-def test_samples_of_fleetx_own_files_equal_fleetx_samples(part: str) -> None:
-    expected = np.load(FLEETX_DIR / "A_corpus_dataset.npz")
-    dataset = make_dataset(
-        open_tokens(FLEETX_DIR / "corpus"), part=part, seq_len=48, shuffle=False, eos_id=GPT2_EOS
-    )
-    # Their index runs on into further epochs; ours pads the last sample of each epoch.
-    numbers = expected[f"gpt_{part}.shuffle_idx"][:6]
-    same = [row for row, number in enumerate(numbers) if number < dataset.num_samples - 1]
-    assert len(same) == 6
-    for row in same:
-        batch = dataset.batch(int(numbers[row]), 1)
-        for key, ours in (
-            ("tokens", batch.tokens_BS),
-            ("labels", batch.labels_BS),
-            ("loss_mask", batch.mask_BS),
-        ):
-            np.testing.assert_array_equal(ours[0], expected[f"gpt_{part}.first6.{key}"][row])
-
-
-def test_mask_is_zero_where_the_input_is_end_of_text_and_nowhere_else() -> None:
-    """Their tiny split leaves the test part empty by documents, so compare the training part."""
-    expected = np.load(FLEETX_DIR / "A_tiny_dataset.npz")
-    dataset = make_dataset(
-        open_tokens(FLEETX_DIR / "tiny_data"), seq_len=32, shuffle=False, eos_id=127
-    )
-    numbers = expected["gpt_train.shuffle_idx"][:6]
-    batches = [dataset.batch(int(number), 1) for number in numbers]
-    np.testing.assert_array_equal(
-        np.concatenate([batch.mask_BS for batch in batches]), expected["gpt_train.first6.loss_mask"]
-    )
-    np.testing.assert_array_equal(
-        np.concatenate([batch.tokens_BS for batch in batches]), expected["gpt_train.first6.tokens"]
-    )
-    assert any(0 in batch.mask_BS for batch in batches)
 
 
 def test_order_of_the_first_epoch_is_that_of_randomstate_with_the_seed(
