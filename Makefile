@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench readme clean
+.PHONY: help demo test parity lint format bench readme clean
 
 help:
 	@echo "make demo    set up, then the whole two-stage run beside its dense baseline (minutes)"
 	@echo "make test    set up, then the whole test suite"
+	@echo "make parity  compare with torch and transformers, which it installs"
 	@echo "make lint    ruff (format and lint) and mypy"
 	@echo "make bench   the benchmarks whose figures README and docs state"
 	@echo "make readme  write the key table of the YAML into README.md"
@@ -25,6 +26,14 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Where torch comes from: pyproject.toml, at the extra `parity`.
+$(VENV)/.parity: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev,parity]'
+	@touch $@
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m parity
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -28,7 +28,11 @@ MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Sizes and switches of a GPT; `ffn` is a spec of `models.ffn`, e.g. {"kind": "low_rank"}."""
+    """Sizes and switches of a GPT; `ffn` is a spec of `models.ffn`, e.g. {"kind": "low_rank"}.
+
+    `masked_token_id` is a token that no position attends to; its own row attends to all keys alike,
+    later ones too. The original FastFFN and MindFormers' GPT-2 hide end-of-text so.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -38,9 +42,11 @@ class GPTConfig:
     max_position_embeddings: int = 1024
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    embedding_dropout_prob: float | None = None  # None: as hidden_dropout_prob
     initializer_range: float = 0.02
     use_recompute: bool = False
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = "full"
+    masked_token_id: int | None = None
     ffn: Mapping[str, Any] = field(default_factory=lambda: {"kind": "dense"})
 
     @property
@@ -58,23 +64,35 @@ class KVCache:
         self.heads, self.capacity, self.length = heads, capacity, 0
         self._keys = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
         self._values = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
+        self._visible_BS = paddle.zeros([batch_size, capacity])
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store [HB, T, K] behind the tokens so far; return keys and values of all S tokens."""
-        end = self.length + k.shape[1]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+        end = self._end(k.shape[1])
         self._keys[layer][:, self.length : end] = k
         self._values[layer][:, self.length : end] = v
         return self._keys[layer][:, :end], self._values[layer][:, :end]
 
+    def append_visible(self, visible_BT: Tensor) -> Tensor:
+        """Store which new tokens may be attended to, 1 or 0 [B, T]; return it for all S tokens."""
+        end = self._end(visible_BT.shape[1])
+        self._visible_BS[:, self.length : end] = visible_BT
+        return self._visible_BS[:, :end]
+
     def select(self, indices: Tensor) -> None:
         """Keep or repeat the sequences `indices` [B'] of the batch, in that order."""
+        self._visible_BS = paddle.index_select(self._visible_BS, indices, axis=0)
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
                 split = buffer.reshape([self.heads, -1, *buffer.shape[1:]])
                 chosen = paddle.index_select(split, indices, axis=1)
                 buffers[layer] = chosen.reshape([-1, *buffer.shape[1:]])
+
+    def _end(self, steps: int) -> int:
+        end = self.length + steps
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
+        return end
 
 
 class SelfAttention(nn.Layer):
@@ -92,7 +110,7 @@ class SelfAttention(nn.Layer):
     def forward(
         self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; `mask` is additive, [T, S] or [HB, T, S]."""
+        """Map [B, T, D] to [B, T, D]; `mask` is additive, [T, S] or [B, T, S]."""
         # Splitting along heads and joining on the batch axis gives bit for bit what the usual 4-D
         # transpose gives, at half its time on a CPU (transposes are Paddle's slowest CPU op).
         columns = paddle.split(self.qkv_proj(x_BTD), 3 * self.heads, axis=-1)
@@ -108,10 +126,12 @@ class SelfAttention(nn.Layer):
     def _core(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """softmax(q kᵀ / √K + mask) v on [HB, T, K] and [HB, S, K]."""
         scores = paddle.matmul(q * self.head_size**-0.5, k, transpose_y=True)
-        weights = functional.softmax(scores + mask.astype(scores.dtype), axis=-1)
+        # One mask serves all heads of a sequence: seen as [H, B, T, S], which copies nothing.
+        scores_HBTS = scores.reshape([self.heads, -1, *scores.shape[1:]])
+        weights = functional.softmax(scores_HBTS + mask.astype(scores.dtype), axis=-1)
         if self.dropout_prob:
             weights = functional.dropout(weights, self.dropout_prob, training=self.training)
-        return paddle.matmul(weights, v)
+        return paddle.matmul(weights.reshape(scores.shape), v)
 
 
 class DecoderLayer(nn.Layer):
@@ -150,7 +170,10 @@ class GPT(nn.Layer):
         self.config = config
         self.word_embeddings = _embedding(config, config.vocab_size)
         self.position_embeddings = _embedding(config, config.max_position_embeddings)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        embedding_dropout = config.embedding_dropout_prob
+        self.dropout = nn.Dropout(
+            config.hidden_dropout_prob if embedding_dropout is None else embedding_dropout
+        )
         self.layers = nn.LayerList([DecoderLayer(config) for _ in range(config.num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
 
@@ -182,7 +205,7 @@ class GPT(nn.Layer):
             positions_BT = paddle.arange(past, past + steps).unsqueeze(0)
         embedded = self.word_embeddings(ids_BT) + self.position_embeddings(positions_BT)
         x_BTD = self.dropout(embedded)
-        scores_mask = self._scores_mask(past, steps, mask)
+        scores_mask = self._scores_mask(ids_BT, mask, cache)
         recompute_layers = (
             self.config.use_recompute
             and self.config.recompute_granularity == "full"
@@ -210,13 +233,18 @@ class GPT(nn.Layer):
         """Keep the configuration true after `models.ffn.approximate` or `merge`."""
         self.config = replace(self.config, ffn=spec)
 
-    def _scores_mask(self, past: int, steps: int, mask: Tensor | None) -> Tensor:
-        total = past + steps
-        causal_TS = paddle.triu(paddle.full([steps, total], MASKED), diagonal=past + 1)
-        if mask is None:
-            return causal_TS
-        combined_B1TS = paddle.minimum(mask.astype(causal_TS.dtype), causal_TS)
-        return paddle.tile(combined_B1TS.squeeze(1), [self.config.num_attention_heads, 1, 1])
+    def _scores_mask(self, ids_BT: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Join the causal mask, that of the masked token, and the caller's: [T, S] or [B, T, S]."""
+        past, steps = (cache.length if cache is not None else 0), ids_BT.shape[1]
+        joined = paddle.triu(paddle.full([steps, past + steps], MASKED), diagonal=past + 1)
+        if self.config.masked_token_id is not None:
+            visible_BT = (ids_BT != self.config.masked_token_id).astype(joined.dtype)
+            visible_BS = visible_BT if cache is None else cache.append_visible(visible_BT)
+            pairs_BTS = visible_BT.unsqueeze(2) * visible_BS.unsqueeze(1)
+            joined = paddle.minimum(joined, MASKED * (1.0 - pairs_BTS))
+        if mask is not None:
+            joined = paddle.minimum(joined, mask.squeeze(1).astype(joined.dtype))
+        return joined
 
 
 def count_parameters(config: GPTConfig) -> int:

@@ -82,15 +82,19 @@ def run(
         _print_resolved(config, override, plain, as_json)
 
 
-def _load(config: str | None, override: list[str] | None) -> Resolved:
-    """Load what was named (or the defaults), and say its warnings on stderr."""
+def _load(config: str | None, override: list[str] | None, *, listed: bool = False) -> Resolved:
+    """Load what was named (or the defaults), and say its warnings on stderr.
+
+    `listed`: what became of FleetX's keys is said at length afterwards.
+    """
     from fastffn_cli.config.load import default_config, load_config
 
     resolved = load_config(config, override or ()) if config else default_config(override or ())
     for line in resolved.warnings:
         ui.warn(line)
     for line in resolved.notices:
-        ui.notice(line)
+        if line != resolved.dialect.summary or not listed:
+            ui.notice(line)
     return resolved
 
 
@@ -99,14 +103,36 @@ def _print_resolved(
 ) -> None:
     from fastffn_cli.config.dump import dump_config, dump_with_origins
 
-    resolved = _load(config, override)
+    resolved = _load(config, override, listed=True)
     if as_json:
         origins = {path: str(origin) for path, origin in resolved.origins.items()}
-        ui.data_json({"config": resolved.config.model_dump(mode="json"), "origins": origins})
+        ui.data_json(
+            {
+                "config": resolved.config.model_dump(mode="json"),
+                "origins": origins,
+                "dialect": resolved.dialect.as_json(),
+            }
+        )
     elif plain:
         ui.data(dump_config(resolved.config), end="")
     else:
         ui.data(dump_with_origins(resolved.config, resolved.origins), end="")
+    _list_moves(resolved)
+
+
+def _list_moves(resolved: Resolved) -> None:
+    """Say what became of the keys of a FleetX file, one line each."""
+    dialect = resolved.dialect
+    moves = [move for move in dialect.moves if move.origin.kind == "file"]
+    if dialect.summary is None:
+        return
+    lines = [move.line() for move in moves]
+    width = max((len(line.partition("  ")[0]) for line in lines), default=0)
+    for line in lines:
+        place, _, text = line.partition("  ")
+        ui.say(f"{place:<{width}}  {text}")
+    kept = f"{dialect.unchanged} as {'it is' if dialect.unchanged == 1 else 'they are'}"
+    ui.say(f"{dialect.summary.partition(' (fastffn config')[0]}, {kept}")
 
 
 def _explain(key: str, config: str | None, override: list[str] | None, as_json: bool) -> None:

@@ -1,15 +1,20 @@
-"""`fastffn convert`: factors to dense weights, with a proof."""
+"""`fastffn convert`: factors to dense weights with a proof, and other systems' checkpoints."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastffn_cli import ui
-from fastffn_cli.commands.options import DeviceOption, JsonOption
+from fastffn_cli.commands.options import DeviceOption, JsonOption, OverrideOption
+from fastffn_cli.config.complete import complete_config_name
+
+if TYPE_CHECKING:
+    from fastffn_cli.engine.conversion import Conversion
+    from fastffn_cli.interop.transfer import Plan
 
 
 class Target(str, Enum):
@@ -31,20 +36,71 @@ def run(
         Path | None,
         typer.Argument(
             metavar="CKPT",
-            help="A checkpoint or run folder; without it, the newest one here that can be "
-            "converted.",
+            help="A checkpoint or run folder, or another system's checkpoint; without it, the "
+            "newest one here that can be converted.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to write; RUN/dense-step-N by default."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to write; RUN/dense-step-N by default, ./NAME-fastffn for other systems'.",
+        ),
     ] = None,
     to: Annotated[Target, typer.Option("--to", help="Kind of feed-forward to make.")] = (
         Target.DENSE
     ),
     rank: Annotated[
-        int, typer.Option("--rank", min=1, help="Rank for --to low_rank (truncated SVD).")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--rank",
+            min=1,
+            help="Rank for --to low_rank (truncated SVD).",
+            show_default="8",
+        ),
+    ] = None,
+    source_system: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="auto|native|fleetx|hf|mindspore",
+            help="Whose checkpoint CKPT is; auto finds out by its content.",
+            rich_help_panel="Other systems",
+        ),
+    ] = "auto",
+    target_system: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="native|fleetx|hf|mindspore|mindformers",
+            help="Whose checkpoint to write.",
+            rich_help_panel="Other systems",
+        ),
+    ] = "native",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="SPEC",
+            help="Tokenizer to put beside the weights where they come without one: bytes, a "
+            "tokenizer.json, or a folder.",
+            rich_help_panel="Other systems",
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="YAML of another system's checkpoint: what its files do not tell, such as the "
+            "number of attention heads.",
+            rich_help_panel="Other systems",
+            autocompletion=complete_config_name,
+        ),
+    ] = None,
+    override: OverrideOption = None,
     tolerance: Annotated[
         float,
         typer.Option(
@@ -61,7 +117,9 @@ def run(
 ) -> None:
     """Merge low-rank factors into dense weights and verify the logits on real tokens.
 
-    Exit code 5, and nothing written, when the merged model is not the same function.
+    Exit code 5, and nothing written, when the merged model is not the same function. Reads and
+    writes checkpoints of FleetX, Hugging Face and MindSpore as well; where the kind of feed-forward
+    stays, values only change their places, tensor by tensor.
 
     **Examples**
 
@@ -70,49 +128,53 @@ def run(
     `fastffn convert runs/demo/checkpoints/step-00000100 --out dense`
 
     `fastffn convert runs/demo-dense --to low_rank --rank 32`
+
+    `fastffn convert gpt2/ --out gpt2-fastffn`
+
+    `fastffn convert GPT_345M/model.pdparams -c gpt_345m.yaml --format hf --out gpt-345m`
     """
     from fastffn_cli.engine.device import use_device
-    from fastffn_cli.engine.find import find_checkpoint
-
-    path = find_checkpoint(
-        checkpoint, low_rank=to is Target.DENSE, dense=to is not Target.DENSE, action="convert"
-    )
-    if checkpoint is None:
-        ui.say(f"converting {path}")
-    use_device(device or "auto")
-
-    from fastffn_cli.engine.checkpoint import load_model
-    from fastffn_cli.engine.conversion import convert_checkpoint, default_out_dir, refuse_existing
+    from fastffn_cli.interop.transfer import Wish, plan_transfer, run_transfer
     from fastffn_cli.tasks.causal_lm import CausalLM
 
-    out_dir = out or default_out_dir(path, to.value)
-    refuse_existing(out_dir)
-    spec = {"kind": to.value} if to is Target.DENSE else {"kind": to.value, "rank": rank}
-    result = convert_checkpoint(
-        load_model(path),
-        spec,
-        out_dir,
-        CausalLM,
-        tolerance=tolerance,
-        dtype=dtype.value,
-    )
-    difference = result.difference
-    if as_json:
-        ui.data_json(
-            {
-                "out": str(result.out_dir),
-                "parameters_before": result.parameters_before,
-                "parameters_after": result.parameters_after,
-                "max_logit_difference": difference.logits,
-                "max_logit": difference.scale,
-                "loss_difference": difference.loss,
-                "tokens": difference.tokens,
-                "layers": [
-                    {"name": item.name, "relative_errors": list(item.errors)}
-                    for item in result.replacements
-                ],
-            }
+    use_device(device or "auto")
+    plan = plan_transfer(
+        Wish(
+            path=checkpoint,
+            out_dir=out,
+            kind=to.value,
+            rank=rank,
+            source_system=source_system,
+            target_system=target_system,
+            config=config,
+            overrides=override or (),
+            tokenizer=tokenizer,
+            tolerance=tolerance,
+            dtype=dtype.value,
         )
+    )
+    for line in plan.warnings:
+        ui.warn(line)
+    for line in plan.remarks:
+        ui.notice(line)
+    outcome = run_transfer(plan, CausalLM)
+    result = outcome.conversion
+    for line in outcome.remarks:
+        ui.notice(line)
+    if as_json:
+        values = {"out": str(plan.out_dir), "format": target_system}
+        ui.data_json(values | (_values(result) if result else {}))
+    if result is None:
+        moved = f"{len(plan.source.weights())} tensors, every value as it was"
+        ui.say(f"{plan.source.path} -> {target_system}: {moved}")
+    else:
+        _report(plan, result)
+    ui.say(f"wrote {plan.out_dir}")
+    if target_system == "native" and to is Target.DENSE:
+        ui.say(f"next: fastffn posttrain -c FILE --from {plan.out_dir}")
+
+
+def _report(plan: Plan, result: Conversion) -> None:
     if result.replacements:
         rows = [
             (item.name, *(f"{error:.4f}" for error in item.errors)) for item in result.replacements
@@ -123,16 +185,31 @@ def run(
             rows,
             to_stdout=False,
         )
+    difference, wish = result.difference, plan.wish
     ui.say(
-        f"{path} -> {to.value}: {ui.number(result.parameters_before)} -> "
+        f"{plan.source.path} -> {wish.kind}: {ui.number(result.parameters_before)} -> "
         f"{ui.number(result.parameters_after)} parameters"
     )
-    verdict = f"ok (tolerance {tolerance:g})" if to is Target.DENSE else "an approximation"
+    exact = wish.kind == Target.DENSE.value
+    verdict = f"ok (tolerance {wish.tolerance:g})" if exact else "an approximation"
     ui.say(
         f"check on {difference.tokens:,} tokens ({result.probe_source}): "
         f"max |logit difference| {difference.logits:.3e}, "
         f"loss difference {difference.loss:+.3e}: {verdict}"
     )
-    ui.say(f"wrote {result.out_dir}")
-    if to is Target.DENSE:
-        ui.say(f"next: fastffn posttrain -c FILE --from {result.out_dir}")
+
+
+def _values(result: Conversion) -> dict[str, Any]:
+    difference = result.difference
+    return {
+        "parameters_before": result.parameters_before,
+        "parameters_after": result.parameters_after,
+        "max_logit_difference": difference.logits,
+        "max_logit": difference.scale,
+        "loss_difference": difference.loss,
+        "tokens": difference.tokens,
+        "layers": [
+            {"name": item.name, "relative_errors": list(item.errors)}
+            for item in result.replacements
+        ],
+    }

@@ -15,7 +15,12 @@ from fastffn_cli.errors import UserError
 
 def run(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A run, a checkpoint or a prepared data folder.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="A run, a checkpoint (fastffn's or another system's), a prepared data folder or "
+            "a MindRecord.",
+        ),
     ],
     plot: Annotated[
         Path | None,
@@ -28,6 +33,8 @@ def run(
 ) -> None:
     """Look into a run (summary and plot), a checkpoint (tensors, ranks) or a data folder.
 
+    Checkpoints of FleetX, Hugging Face and MindSpore are shown as they are named there.
+
     **Examples**
 
     `fastffn inspect output`
@@ -35,23 +42,32 @@ def run(
     `fastffn inspect output/checkpoints/step-00000100 --tensors`
 
     `fastffn inspect data/book --json`
+
+    `fastffn inspect GPT_345M/model.pdparams --tensors`
     """
     kind = _find_kind(path)
     for option, given, wanted in (("--plot", plot, "run"), ("--tensors", tensors, "checkpoint")):
-        if given and kind != wanted:
+        if given and wanted not in kind:
             raise UserError(f"{option} is for a {wanted}, and {path} is a {kind}")
-    {"run": _inspect_run, "checkpoint": _inspect_checkpoint, "data folder": _inspect_data}[kind](
-        path, plot, tensors, as_json
-    )
+    {
+        "run": _inspect_run,
+        "checkpoint": _inspect_checkpoint,
+        "data folder": _inspect_data,
+        "foreign checkpoint": _inspect_foreign,
+        "MindRecord": _inspect_mindrecord,
+    }[kind](path, plot, tensors, as_json)
 
 
 def _find_kind(path: Path) -> str:
-    from fastffn_cli.engine.checkpoint import MODEL_FILE, TRAINER_FILE
+    from fastffn_cli.engine.checkpoint import TRAINER_FILE
     from fastffn_cli.engine.run import holds_run
     from fastffn_cli.engine.storage import MANIFEST
+    from fastffn_cli.interop.mindrecord import looks_like_mindrecord
+    from fastffn_cli.interop.registry import recognise
+    from fastffn_cli.interop.sniff import seems_to_be
 
     if path.is_dir():
-        if any((path / name).exists() for name in (TRAINER_FILE, MODEL_FILE, MANIFEST)):
+        if any((path / name).exists() for name in (TRAINER_FILE, MANIFEST)):
             return "checkpoint"
         if holds_run(path):
             return "run"
@@ -59,11 +75,16 @@ def _find_kind(path: Path) -> str:
             return "data folder"
     elif path.name.endswith("_ids.npy") or path.with_name(f"{path.name}_ids.npy").exists():
         return "data folder"
-    state = "is none of these" if path.exists() else "does not exist"
+    if looks_like_mindrecord(path):
+        return "MindRecord"
+    if path.exists() and recognise(path) is not None:
+        return "foreign checkpoint"
+    state = f"is none of these: it is {seems_to_be(path)}" if path.exists() else "does not exist"
     raise UserError(
         f"{path} {state}",
         hint="PATH is a run folder (with metrics.jsonl), a checkpoint folder (with "
-        "manifest.json), or what `fastffn prepare` wrote (NAME_ids.npy)",
+        "manifest.json), what `fastffn prepare` wrote (NAME_ids.npy), a MindRecord, or a "
+        "checkpoint of FleetX, Hugging Face or MindSpore",
     )
 
 
@@ -124,9 +145,10 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _model_text(model: dict[str, Any], ffn: dict[str, Any]) -> str:
     kind = "dense" if ffn["kind"] == "dense" else f"{ffn['kind']} rank {ffn.get('rank', '?')}"
+    heads = model["num_attention_heads"] or "unknown number of"
     return (
         f"GPT {model['num_layers']} layers x {model['hidden_size']}, "
-        f"{model['num_attention_heads']} heads, vocabulary {model['vocab_size']:,}, FFN {kind}"
+        f"{heads} heads, vocabulary {model['vocab_size']:,}, FFN {kind}"
     )
 
 
@@ -140,9 +162,64 @@ def _inspect_checkpoint(path: Path, plot: Path | None, tensors: bool, as_json: b
         return
     _show(_checkpoint_rows(described))
     if tensors:
-        ui.data("")
-        for tensor in described["tensors"]:
-            ui.data(f"{tensor['name']:<40} {tensor['dtype']:<9} {tensor['shape']}")
+        _show_tensors(described["tensors"])
+
+
+def _show_tensors(tensors: list[dict[str, Any]]) -> None:
+    width = max((len(tensor["name"]) for tensor in tensors), default=0)
+    ui.data("")
+    for tensor in tensors:
+        ui.data(f"{tensor['name']:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
+
+
+def _inspect_foreign(path: Path, plot: Path | None, tensors: bool, as_json: bool) -> None:
+    from fastffn_cli.interop.describe import describe_foreign
+
+    described = describe_foreign(path)
+    if as_json:
+        listed = described if tensors else {**described, "tensors": len(described["tensors"])}
+        ui.data_json(listed)
+        return
+    _show(_foreign_rows(described))
+    if tensors:
+        _show_tensors(described["tensors"])
+    ui.say(f"next: fastffn convert {path}")
+
+
+def _inspect_mindrecord(path: Path, plot: Path | None, tensors: bool, as_json: bool) -> None:
+    from fastffn_cli.interop.describe import describe_mindrecord
+
+    record = describe_mindrecord(path)
+    if as_json:
+        ui.data_json(record)
+        return
+    lengths = f"{record['shortest']:,} to {record['longest']:,}" if record["rows"] else "no"
+    _show(
+        [
+            ("MindRecord", f"{record['path']} ({ui.size(record['bytes'])})"),
+            ("column", record["column"]),
+            ("rows", f"{record['rows']:,} of {lengths} ids"),
+            ("tokens", f"{record['tokens']:,}, largest id {record['largest_id']:,}"),
+            ("first row", " ".join(map(str, record["first"]))),
+        ]
+    )
+    ui.say(f"next: fastffn prepare {path} --out DIR")
+
+
+def _foreign_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
+    types = ", ".join(f"{count} {dtype}" for dtype, count in checkpoint["dtypes"].items())
+    rows = [
+        ("checkpoint", f"{checkpoint['path']} ({checkpoint['title']})"),
+        ("step", f"{checkpoint['step']:,}" if checkpoint["step"] else "unknown"),
+        ("model", _model_text(checkpoint["model"], checkpoint["ffn"])),
+        ("parameters", f"{checkpoint['parameters']:,} in {len(checkpoint['tensors'])} tensors"),
+        ("types", types),
+        ("tokenizer", checkpoint["tokenizer"] or "none"),
+    ]
+    if checkpoint["ignored"]:
+        rows.append(("ignored", f"{checkpoint['ignored']} entries that are no weights"))
+    rows += [("notice", text) for text in checkpoint["notices"]]
+    return rows
 
 
 def _checkpoint_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 
+from fastffn_cli.config.dialect_spelling import spell
 from fastffn_cli.config.dump import format_value
+from fastffn_cli.config.fleetx_keys import FOREIGN
 from fastffn_cli.config.keys import Key, all_keys, leaf_keys, suggest_key
 from fastffn_cli.config.load import Resolved, flatten
 from fastffn_cli.errors import ConfigError
 
 
 def find_key(name: str) -> str:
-    """Return the dotted key that `name` means: itself, in any case, or a unique last part.
+    """Return the dotted key that `name` means: itself in any case, a unique end, FleetX's name.
 
     Raises ConfigError with the candidates, or with the nearest key.
     """
@@ -25,6 +27,8 @@ def find_key(name: str) -> str:
     if ends:
         text = f"'{name}' is the name of {len(ends)} keys: {', '.join(ends)}. Type one of them"
         raise ConfigError("the key", [text])
+    if found := _of_fleetx(name):
+        return found
     hint = suggest_key(name)
     if not hint and (near := difflib.get_close_matches(name.lower(), lowered, 1, 0.5)):
         hint = f" Did you mean '{lowered[near[0]]}'?"
@@ -33,6 +37,18 @@ def find_key(name: str) -> str:
         [f"unknown key '{name}'.{hint}"],
         hint="fastffn config   prints every key",
     )
+
+
+def _of_fleetx(name: str) -> str | None:
+    """Return the key that a name of FleetX's means; ConfigError for one without effect."""
+    path = ".".join(spell(tuple(name.split(".")), flat=True)[0])
+    rule = FOREIGN.get(path)
+    if rule is None:
+        return path if path in all_keys() else None
+    if rule.to is None:
+        what = "is read" if rule.with_others else "has no effect"
+        raise ConfigError("the key", [f"'{name}' is a key of FleetX's and {what}: {rule.why}"])
+    return rule.to if isinstance(rule.to, str) else "Optimizer.lr.warmup_rate"
 
 
 def explain_key(path: str, resolved: Resolved | None = None) -> list[tuple[str, str]]:

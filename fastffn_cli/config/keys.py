@@ -17,18 +17,8 @@ from pydantic_core import PydanticUndefined
 from fastffn_cli.config.ffn import FFN_KINDS
 from fastffn_cli.config.schema import Config
 
-# What newer FleetX files and other programs call our keys.
+# What other programs call our keys; FleetX's names are read (`fleetx_keys`).
 RENAMED = {
-    "Eval": "Offline_Eval",
-    "Global.global_batch_size": "Data.batch_size.global_batch_size",
-    "Global.local_batch_size": "Data.batch_size.local_batch_size",
-    "Global.micro_batch_size": "Data.batch_size.micro_batch_size",
-    "Optimizer.beta1": "Optimizer.adam_beta1",
-    "Optimizer.beta2": "Optimizer.adam_beta2",
-    "Optimizer.epsilon": "Optimizer.adam_epsilon",
-    "Optimizer.lr.learning_rate": "Optimizer.lr.max_lr",
-    "Optimizer.lr.warmup": "Optimizer.lr.warmup_steps",
-    "Optimizer.tensor_fusion": "Fused.tensor_fusion",
     "Model.dropout": "Model.hidden_dropout_prob",
     "Model.ffn.lr_scale": "Model.ffn.lr_rule",
     "Generation.max_new_tokens": "Generation.max_dec_len",

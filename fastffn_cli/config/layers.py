@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fastffn_cli.config.ffn import FFN_KINDS
 from fastffn_cli.config.keys import all_keys, sections
@@ -16,12 +18,15 @@ STDIN = "<stdin>"
 
 
 class LayerReader:
-    """Reads a file with everything it inherits; collects problems and warnings."""
+    """Reads a file with everything it inherits; collects problems and warnings.
+
+    `layers` names the files in the order in which they cover each other, the topmost last.
+    """
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
-        self.notices: list[Problem] = []
+        self.layers: list[str] = []
 
     def read(self, source: str) -> Branch:
         """Return the merged tree of `source` (a path, a shipped name, or `-` for stdin)."""
@@ -47,6 +52,7 @@ class LayerReader:
         for base, origin in self._base_names(bases):
             if layer := self._read_base(base, origin, folder, chain):
                 merged = cover(merged, layer)
+        self.layers.append(name)
         return cover(merged, tree)
 
     def _base_names(self, node: Leaf | Branch | None) -> list[tuple[str, Origin]]:
@@ -111,10 +117,6 @@ class LayerReader:
         FleetX's documentation indents some of its blocks; pasted one below the other, they end up
         inside the block before. No section has a key of a section's name, so this is unambiguous.
         """
-        if "Eval" in tree.entries and "Offline_Eval" not in tree.entries:
-            entry = tree.entries.pop("Eval")
-            tree.entries["Offline_Eval"] = entry
-            self.notices.append(Problem(entry.origin, "'Eval' is read as 'Offline_Eval'"))
         for outer in sections():
             block = tree.entries.get(outer)
             if not isinstance(block, Branch):
@@ -134,6 +136,17 @@ class LayerReader:
                         "of its own. Move it to the left margin",
                     )
                 )
+
+
+def tree_of(values: Mapping[str, Any], origin: Origin) -> Branch:
+    """Return nested values as a tree; every one comes from `origin`."""
+    return Branch(
+        origin,
+        {
+            name: tree_of(value, origin) if isinstance(value, Mapping) else Leaf(value, origin)
+            for name, value in values.items()
+        },
+    )
 
 
 def cover(lower: Branch, upper: Branch, path: str = "") -> Branch:
@@ -170,7 +183,7 @@ def _keep_options_of(entries: dict[str, Leaf | Branch], upper: Branch) -> dict[s
     new, old = upper.entries.get("kind"), entries.get("kind")
     new_kind = new.value if isinstance(new, Leaf) else None
     old_kind = old.value if isinstance(old, Leaf) else "dense"
-    if new_kind == old_kind or new_kind not in FFN_KINDS:
+    if not isinstance(new_kind, str) or new_kind == old_kind or new_kind not in FFN_KINDS:
         return entries
     return {
         name: node for name, node in entries.items() if name in FFN_KINDS[new_kind].model_fields

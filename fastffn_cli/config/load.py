@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastffn_cli.config import rules  # noqa: F401  (registers the rules)
 from fastffn_cli.config.derive import derive_values, yield_to_overrides
+from fastffn_cli.config.dialect import read_dialect
+from fastffn_cli.config.dialect_reading import Move
+from fastffn_cli.config.dialect_report import NATIVE, Dialect, report_dialect
+from fastffn_cli.config.facts import Facts
+from fastffn_cli.config.fleetx_traps import find_index_caches, find_traps
 from fastffn_cli.config.keys import all_keys
 from fastffn_cli.config.layers import STDIN, LayerReader, show_path
 from fastffn_cli.config.origin import DEFAULT, DERIVED, Origin, Problem, sort_problems
 from fastffn_cli.config.overrides import apply_device, apply_overrides
+from fastffn_cli.config.recipes import apply_recipe
 from fastffn_cli.config.review import review_config
 from fastffn_cli.config.schema import Config
 from fastffn_cli.config.shipped import find_config_file
@@ -29,7 +35,8 @@ class Resolved:
     """A configuration with all values filled in, and the story of each.
 
     `origins` has every dotted key of `config`. `warnings` are probably mistakes, `notices` are good
-    to know; both are complete lines with their place.
+    to know; both are complete lines with their place. `dialect` tells what became of keys that
+    FleetX calls otherwise; its `summary` is one of the notices.
     """
 
     config: Config
@@ -38,6 +45,12 @@ class Resolved:
     notices: list[str]
     source: str
     overrides: tuple[str, ...]
+    dialect: Dialect = NATIVE
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """What became of the keys that have another name or no effect here."""
+        return self.dialect.moves
 
     def require(self, *keys: str) -> None:
         """Raise ConfigError for every one of these keys that has no value.
@@ -55,25 +68,30 @@ class Resolved:
 
 
 def load_config(
-    source: str, overrides: Sequence[str] = (), *, device: str | None = None
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    device: str | None = None,
+    facts: Facts | None = None,
 ) -> Resolved:
     """Read, merge, check and complete a configuration.
 
     `source` is a path, the bare name of a shipped config, or `-` for stdin; `overrides` are the
-    arguments of `-o`; `device` is short for a last override of `Global.device`.
+    arguments of `-o`; `device` is short for a last override of `Global.device`; `facts` lie below
+    the file.
 
     Raises ConfigError with all problems together, each with its place.
     """
     reader = LayerReader()
     tree = reader.read(source)
     name = STDIN if source == "-" else show_path(find_config_file(source))
-    return _resolve(reader, tree, name, overrides, device)
+    return _resolve(reader, tree, name, overrides, device, facts)
 
 
-def default_config(overrides: Sequence[str] = ()) -> Resolved:
-    """Return the configuration of an empty file, with overrides."""
+def default_config(overrides: Sequence[str] = (), *, facts: Facts | None = None) -> Resolved:
+    """Return the configuration of an empty file, with overrides, on top of `facts`."""
     tree = Branch(Origin("default"))
-    return _resolve(LayerReader(), tree, "the command line", overrides, None)
+    return _resolve(LayerReader(), tree, "the command line", overrides, None, facts)
 
 
 def parse_config_file(path: str | os.PathLike[str]) -> Config:
@@ -89,14 +107,28 @@ def parse_config_file(path: str | os.PathLike[str]) -> Config:
 
 
 def _resolve(
-    reader: LayerReader, tree: Branch, name: str, overrides: Sequence[str], device: str | None
+    reader: LayerReader,
+    tree: Branch,
+    name: str,
+    overrides: Sequence[str],
+    device: str | None,
+    facts: Facts | None = None,
 ) -> Resolved:
     problems = list(reader.problems)
     tree = apply_overrides(tree, overrides, problems)
     if device is not None:
         tree = apply_device(tree, device)
+    rank = _ranks(reader, overrides)
+    reading = read_dialect(tree, rank)
+    tree = reading.tree
+    find_traps(reading)
+    problems += reading.problems
+    tree = apply_recipe(tree, rank)
+    if facts is not None:
+        tree = facts.lay_below(tree, problems)
     yield_to_overrides(tree)
-    config, invalid = validate_tree(tree, problems)
+    written = {move.target: move.source for move in reading.moves if move.target is not None}
+    config, invalid = validate_tree(tree, problems, written)
     given = {".".join(path): leaf.origin for path, leaf in tree.leaves() if leaf.value is not None}
     review = review_config(config, given, invalid)
     problems += review.problems
@@ -107,14 +139,32 @@ def _resolve(
         raise ConfigError(name, lines, hint=_HINT)
     config, derived = derive_values(config, set(given))
     origins = {key: _origin(key, given, derived) for key, _ in flatten(config)}
+    dialect, notices = report_dialect(reading, review, name)
+    notices += _lines(review.notices, name)
+    if caches := find_index_caches(config.Data.dataset.input_dir):
+        notices.append(caches)
     return Resolved(
         config=config,
         origins=origins,
-        warnings=_lines(reader.warnings + review.warnings, name),
-        notices=_lines(reader.notices + review.notices, name),
+        warnings=_lines(reader.warnings + reading.warnings + review.warnings, name),
+        notices=notices,
         source=name,
         overrides=tuple(overrides),
+        dialect=dialect,
     )
+
+
+def _ranks(reader: LayerReader, overrides: Sequence[str]) -> Callable[[Origin], tuple[int, int]]:
+    """Return what orders the layers: files from the lowest base up, then overrides as typed."""
+    files = {file: index for index, file in enumerate(reader.layers)}
+    typed = {f"-o {argument}": index for index, argument in enumerate(overrides)}
+
+    def rank(origin: Origin) -> tuple[int, int]:
+        if origin.kind == "override":
+            return (1, typed.get(origin.text or "", len(typed)))
+        return (0, files.get(origin.file or "", -1))
+
+    return rank
 
 
 def _origin(key: str, given: dict[str, Origin], derived: set[str]) -> Origin:

@@ -11,10 +11,11 @@ from typing import Literal
 class Origin:
     """Where one value comes from.
 
-    `text` is the whole argument of an override, as typed: `-o Model.hidden_size=64`.
+    `text` is the whole argument of an override, as typed: `-o Model.hidden_size=64`; of a recipe or
+    a checkpoint it is its name.
     """
 
-    kind: Literal["file", "override", "default", "derived"]
+    kind: Literal["file", "override", "recipe", "checkpoint", "default", "derived"]
     file: str | None = None
     line: int | None = None
     text: str | None = None
@@ -24,7 +25,7 @@ class Origin:
             return f"{self.file}:{self.line}"
         if self.kind == "override":
             return self.text or "-o"
-        return self.kind
+        return self.text or self.kind
 
     @property
     def given(self) -> bool:

@@ -35,6 +35,10 @@ def _apply(tree: Branch, argument: str, origin: Origin, problems: list[Problem])
     if not all(path):
         problems.append(Problem(origin, f"there is no key before the '=': {_FORM}"))
         return tree
+    if text == "None" and path[0] != "notes":
+        blank = f"-o {dotted}="
+        problems.append(Problem(origin, f"None is Python's word: leave the value blank ({blank})"))
+        return tree
     value = read_value(text, origin, problems)
     if value is None:
         return tree

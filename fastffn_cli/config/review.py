@@ -15,17 +15,25 @@ from fastffn_cli.config.schema import Config
 
 @dataclass
 class Review:
-    """A Config under review, the places of what the user wrote, and what was found."""
+    """A Config under review, the places of what the user wrote, and what was found.
+
+    `without_effect` has the reason for each such key that was given, whatever its value.
+    """
 
     config: Config
     given: Mapping[str, Origin]
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
+    without_effect: dict[str, str] = field(default_factory=dict)
 
     def place(self, keys: tuple[str, ...]) -> Origin:
         """Return the place of the first key that the user wrote."""
         return next((self.given[key] for key in keys if key in self.given), DEFAULT)
+
+    def wrote(self, key: str) -> bool:
+        """Whether the user wrote this key, in a file or as an override."""
+        return key in self.given and self.given[key].given
 
     def error(self, text: str, *keys: str) -> None:
         """Add something that has to change."""

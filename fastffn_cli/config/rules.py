@@ -9,9 +9,8 @@ import math
 
 from fastffn_cli.config.derive import ACCUMULATE, ENABLE, GLOBAL, LOCAL, MICRO, PURE_FP16
 from fastffn_cli.config.ffn import LowRankFFN
+from fastffn_cli.config.recipes import defaults_of
 from fastffn_cli.config.review import Review, reads
-from fastffn_cli.config.schema import Config
-from fastffn_cli.config.schema_training import LearningRate
 
 _DEFAULT_CAP = LowRankFFN(kind="low_rank").lr_cap
 
@@ -147,12 +146,13 @@ def _window_fits(review: Review) -> None:
         )
 
 
-@reads("Optimizer.lr")
+@reads("Optimizer.lr", "Optimizer.recipe")
 def _learning_rates(review: Review) -> None:
     lr = review.config.Optimizer.lr
+    usual = defaults_of(review.config.Optimizer.recipe).lr
     prefix = "Optimizer.lr."
     if lr.name == "constant":
-        if lr.min_lr != LearningRate().min_lr:
+        if lr.min_lr != usual.min_lr:
             review.note("min_lr has no effect on a constant schedule", prefix + "min_lr")
     elif lr.min_lr > lr.max_lr:
         review.warn(
@@ -160,7 +160,8 @@ def _learning_rates(review: Review) -> None:
             "after the warm-up. Exchange the two unless you mean it",
             prefix + "min_lr", prefix + "max_lr",
         )  # fmt: skip
-    if lr.warmup_steps is not None and lr.warmup_rate != LearningRate().warmup_rate:
+    written = review.wrote(prefix + "warmup_rate")
+    if lr.warmup_steps is not None and written and lr.warmup_rate != usual.warmup_rate:
         review.note("warmup_rate has no effect beside warmup_steps", prefix + "warmup_rate")
 
 
@@ -250,15 +251,20 @@ def _train_part(review: Review) -> None:
         )
 
 
-@reads("Data.dataset.eos_id", "Model.vocab_size")
-def _eos_in_vocabulary(review: Review) -> None:
-    eos, rows = review.config.Data.dataset.eos_id, review.config.Model.vocab_size
-    if eos is not None and rows is not None and eos >= rows:
-        review.error(
-            f"eos_id {eos} is not below vocab_size {rows}: set Model.vocab_size to at least "
-            f"{eos + 1}, or leave eos_id blank",
-            "Data.dataset.eos_id", "Model.vocab_size",
-        )  # fmt: skip
+@reads("Data.dataset.eos_id", "Model.masked_token_id", "Model.vocab_size")
+def _tokens_in_vocabulary(review: Review) -> None:
+    rows = review.config.Model.vocab_size
+    for key, token in (
+        ("Data.dataset.eos_id", review.config.Data.dataset.eos_id),
+        ("Model.masked_token_id", review.config.Model.masked_token_id),
+    ):
+        name = key.rpartition(".")[2]
+        if token is not None and rows is not None and token >= rows:
+            review.error(
+                f"{name} {token} is not below vocab_size {rows}: set Model.vocab_size to at least "
+                f"{token + 1}, or leave {name} blank",
+                key, "Model.vocab_size",
+            )  # fmt: skip
 
 
 @reads("Generation.min_dec_len", "Generation.max_dec_len")
@@ -322,23 +328,23 @@ NO_EFFECT = {
     "Profiler.detailed": "there is no profiler in this version",
     "Offline_Eval.logging_freq": "evaluation shows its progress",
     "Offline_Eval.ckpt_dir": "name the checkpoint on the command line",
-    "Distributed.sharding.sharding_stage": "there is one process",
     "Distributed.sharding.sharding_offload": "there is one process",
 }
 
 
+@reads("Distributed.sharding")
+def _stage_needs_degree(review: Review) -> None:
+    sharding = review.config.Distributed.sharding
+    if sharding.sharding_stage > 1 and sharding.sharding_degree == 1:
+        review.warn(
+            f"sharding_stage {sharding.sharding_stage} has no effect while sharding_degree is 1: "
+            "nothing is shared. Remove it, or set sharding_degree",
+            "Distributed.sharding.sharding_stage",
+        )
+
+
 @reads()
 def _keys_without_effect(review: Review) -> None:
-    """Say it of every such key that asks for something (a FleetX file's `False` asks nothing)."""
     for key, reason in NO_EFFECT.items():
-        value = _value_at(review.config, key)
-        default = _value_at(Config(), key)
-        if key in review.given and (value != default or key == "Model.type_vocab_size"):
-            review.note(f"{key} is accepted and has no effect: {reason}", key)
-
-
-def _value_at(config: Config, key: str) -> object:
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+        if key in review.given:
+            review.without_effect[key] = reason

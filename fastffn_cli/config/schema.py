@@ -75,6 +75,13 @@ class ModelSection(Block):
     attention_probs_dropout_prob: Number = Field(
         default=0.1, ge=0, lt=1, description="Dropout of attention probabilities."
     )
+    embedding_dropout_prob: Number | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Dropout of embeddings, which the original FastFFN does not have "
+        "(blank: hidden_dropout_prob).",
+    )
     max_position_embeddings: Integer = Field(
         default=1024, ge=1, description="Rows of the position table: the longest sequence."
     )
@@ -92,6 +99,12 @@ class ModelSection(Block):
     )
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = Field(
         default="full", description="What use_recompute recomputes; full needs the least memory."
+    )
+    masked_token_id: Integer | None = Field(
+        default=None,
+        ge=0,
+        description="Token that no position attends to, as the original FastFFN and MindFormers "
+        "hide end-of-text (blank: none).",
     )
     fused_linear: Flag = Field(
         default=False,

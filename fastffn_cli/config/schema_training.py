@@ -177,8 +177,10 @@ class DataSection(Block):
 class LearningRate(Block):
     """The schedule: linear warm-up to max_lr, then down to min_lr."""
 
-    name: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="Shape after the warm-up; constant stays at max_lr."
+    name: Literal["cosine", "linear", "constant", "mindspore_cosine"] = Field(
+        default="cosine",
+        description="Shape after the warm-up; constant stays at max_lr, mindspore_cosine is the "
+        "original FastFFN's: 0 at the first step, and a cosine that counts from it.",
     )
     decay_steps: Integer | None = Field(
         default=None,
@@ -202,6 +204,11 @@ class LearningRate(Block):
 class OptimizerSection(Block):
     """AdamW, its schedule and the gradient clip."""
 
+    recipe: Literal["mindspore-fastffn"] | None = Field(
+        default=None,
+        description="Defaults for this whole section by name; mindspore-fastffn trains as the "
+        "original did (blank: none). Keys that are written win.",
+    )
     name: Literal["AdamW"] = Field(default="AdamW", description="The optimizer.")
     weight_decay: Number = Field(
         default=0.01, ge=0, description="Decoupled weight decay; biases and norms are left out."
@@ -214,6 +221,11 @@ class OptimizerSection(Block):
     )
     adam_epsilon: Number = Field(
         default=1e-8, gt=0, description="Added to the root of the second moment."
+    )
+    bias_correction: Flag = Field(
+        default=True,
+        description="Adam's correction of its moments for their start at zero; the original "
+        "FastFFN has none.",
     )
     lr: LearningRate = Field(
         default_factory=LearningRate, description="The learning rate's schedule."

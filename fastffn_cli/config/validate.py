@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fastffn_cli.config.ffn import FFN_KINDS
+from fastffn_cli.config.fleetx_keys import FOREIGN, FOREIGN_BLOCKS
 from fastffn_cli.config.keys import Key, all_keys, leaf_keys, sections, suggest_key
 from fastffn_cli.config.origin import DEFAULT, Origin, Problem
 from fastffn_cli.config.scalars import parse_scalar
@@ -23,6 +26,7 @@ _MAIN_KEY = {
     "Data.dataset": "input_dir",
     "Data.batch_size": "global_batch_size",
 }
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 _DEVICES = ("auto", "cpu", "gpu", "npu", "gpu:0", "npu:0")
 _WORDS_FOR_TRUE = {"yes", "on", "y"}
 _WORDS_FOR_FALSE = {"no", "off", "n"}
@@ -35,8 +39,13 @@ _OTHER_NAMES = {
 }  # fmt: skip
 
 
-def validate_tree(tree: Branch, problems: list[Problem]) -> tuple[Config, set[str]]:
-    """Return a Config of everything valid in the tree, and the dotted keys that were not."""
+def validate_tree(
+    tree: Branch, problems: list[Problem], written: Mapping[str, str] = NO_NAMES
+) -> tuple[Config, set[str]]:
+    """Return a Config of everything valid in the tree, and the dotted keys that were not.
+
+    `written` has the names of keys that the user called otherwise.
+    """
     values = tree.plain()
     invalid: set[str] = set()
     _complete_ffn(values)
@@ -48,7 +57,9 @@ def validate_tree(tree: Branch, problems: list[Problem]) -> tuple[Config, set[st
                 path = _path_of(detail)
                 if not _remove(values, path):
                     raise  # our own mistake: a loop without this
-                problems.append(Problem(origin_of(tree, path), _explain(detail, path, tree)))
+                problems.append(
+                    Problem(origin_of(tree, path), _explain(detail, path, tree, written))
+                )
                 invalid.add(".".join(path))
 
 
@@ -94,8 +105,11 @@ def _remove(values: dict[str, Any], path: tuple[str, ...]) -> bool:
     return False
 
 
-def _explain(detail: ErrorDetails, path: tuple[str, ...], tree: Branch) -> str:
+def _explain(
+    detail: ErrorDetails, path: tuple[str, ...], tree: Branch, written: Mapping[str, str]
+) -> str:
     dotted = ".".join(path)
+    name = written.get(dotted, dotted)
     given = detail["input"]
     key = all_keys().get(dotted)
     if detail["type"] == "extra_forbidden":
@@ -107,13 +121,13 @@ def _explain(detail: ErrorDetails, path: tuple[str, ...], tree: Branch) -> str:
         names = ", ".join(repr(name) for name in FFN_KINDS)
         return f"'{dotted}' must be one of {names}, not {show(given)}{_near(given, FFN_KINDS)}"
     if detail["type"] == "value_error":
-        return f"'{dotted}' {detail['ctx']['error']}, not {show(given)}{_near(given, _DEVICES)}"
+        return f"'{name}' {detail['ctx']['error']}, not {show(given)}{_near(given, _DEVICES)}"
     assert key is not None, dotted
     if isinstance(detail["loc"][-1], int):
         node = tree.find(path)
         whole = node.plain() if isinstance(node, Branch) else node.value if node else given
-        return f"'{dotted}' must be {key.expected}, not {show(whole)}{_near(given, key.choices)}"
-    return f"'{dotted}' must be {key.expected}, not {show(given)}{_remedy(key, given)}"
+        return f"'{name}' must be {key.expected}, not {show(whole)}{_near(given, key.choices)}"
+    return f"'{name}' must be {key.expected}, not {show(given)}{_remedy(key, given)}"
 
 
 def _explain_unknown(dotted: str, key: Key | None, tree: Branch) -> str:
@@ -124,15 +138,30 @@ def _explain_unknown(dotted: str, key: Key | None, tree: Branch) -> str:
             f"'{dotted}' is not an option of the feed-forward kind '{kind}': remove it, or set "
             f"Model.ffn.kind: {key.kind}"
         )
-    if dotted == "Quantization":
-        return "section 'Quantization' is not in this version: remove it"
     if "." not in dotted:
         whole = _whole_path(dotted, tree)
         if hint := suggest_key(whole) or suggest_key(dotted):
             what = "key" if "." in hint else "section"
             return f"unknown {what} '{whole if '.' in hint else dotted}'.{hint}"
+        near = difflib.get_close_matches(dotted, FOREIGN_BLOCKS, 1, 0.75)
+        if near:
+            return f"unknown section '{dotted}'. Did you mean '{near[0]}'?"
         return f"unknown section '{dotted}'. Sections: {', '.join(sections())}"
-    return f"unknown key '{dotted}'.{suggest_key(dotted) or _list_siblings(dotted)}"
+    return f"unknown key '{dotted}'.{_suggest(dotted) or _list_siblings(dotted)}"
+
+
+def _suggest(dotted: str) -> str:
+    """Suggest a key of the schema, or one of FleetX's that is even more like it."""
+    parent, _, name = dotted.rpartition(".")
+    siblings = {
+        path.rpartition(".")[2]: path in all_keys()
+        for path in (*FOREIGN, *FOREIGN_BLOCKS, *all_keys())
+        if path.rpartition(".")[0] == parent
+    }
+    near = difflib.get_close_matches(name, siblings, 1, 0.75)
+    if near and not siblings[near[0]]:
+        return f" Did you mean '{parent}.{near[0]}'?"
+    return suggest_key(dotted)
 
 
 def _whole_path(section: str, tree: Branch) -> str:
@@ -175,8 +204,6 @@ def _remedy(key: Key, given: Any) -> str:
         if expected.startswith("a list"):
             return f". Write [{given}]"
         return _near(given, key.choices)
-    if isinstance(given, dict) and "clip_norm" in given:
-        return f". Write the number alone: {_yaml_word(given['clip_norm'])}"
     if expected.startswith("text") and isinstance(given, (int, float)):
         return f". Put it in quotes: '{_yaml_word(given)}'"
     if expected.startswith("a list") and isinstance(given, (int, float)):

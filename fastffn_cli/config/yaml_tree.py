@@ -6,6 +6,7 @@ become `Branch`, everything else a `Leaf` with plain Python values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,14 +21,19 @@ _PLAIN = "plain"
 _PREFIX = "tag:yaml.org,2002:"
 # Aliases of aliases grow exponentially; no honest configuration comes near this.
 _MOST_NODES = 100_000
+_FLOAT_IN_YAML_1_1 = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.\w+")
 
 
 @dataclass
 class Leaf:
-    """A value without keys of its own: a scalar or a list. None is a blank value."""
+    """A value without keys of its own: a scalar or a list. None is a blank value.
+
+    `text_in_yaml_1_1`: the number is text for PyYAML, which wants `1.0e-8` for `1e-8`.
+    """
 
     value: Any
     origin: Origin
+    text_in_yaml_1_1: bool = False
 
 
 @dataclass
@@ -137,7 +143,9 @@ class _TreeBuilder:
     def entry(self, node: yaml.Node, origin: Origin, path: str) -> Leaf | Branch:
         if isinstance(node, yaml.MappingNode) and self.known_tag(node, "map"):
             return self.branch(node, origin, path)
-        return Leaf(self.value(node, path), origin)
+        value = self.value(node, path)
+        text = type(value) is float and not _FLOAT_IN_YAML_1_1.fullmatch(node.value)
+        return Leaf(value, origin, text)
 
     def merge(self, branch: Branch, node: yaml.Node, path: str) -> None:
         """Add the keys of `<<: *anchor` (or of a list of anchors) that are not there yet."""

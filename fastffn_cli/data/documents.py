@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple, TypeVar, cast
 
-from fastffn_cli.data.inputs import JSON_LINES, SourceFile
+from fastffn_cli.data.inputs import JSON_LINES, MINDRECORD, SourceFile
 from fastffn_cli.errors import DataError
 
 PIECE_CHARS = 1 << 18
@@ -97,6 +97,11 @@ def _read(
     source: SourceFile, progress: Progress, read: Callable[[IO[bytes]], Iterator[T]]
 ) -> Iterator[T]:
     """Yield what `read` makes of the opened file; DataError where it cannot be read."""
+    if source.kind == MINDRECORD:
+        raise DataError(
+            f"{source.name}: a MindRecord, which holds token ids and no text",
+            hint=f"make token files of it: fastffn prepare {source.name} --out DIR, and name DIR",
+        )
     try:
         with source.path.open("rb") as raw:
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if source.compressed else raw

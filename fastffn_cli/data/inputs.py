@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastffn_cli.errors import DataError
+from fastffn_cli.interop.mindrecord import INDEX_SUFFIX, data_file_of, looks_like_mindrecord
 
 TEXT = "text"
 JSON_LINES = "jsonl"
+MINDRECORD = "mindrecord"
 KINDS = {".txt": TEXT, ".jsonl": JSON_LINES}
 GZIP = ".gz"
 
@@ -30,6 +32,7 @@ REMEDIES = {
     ".pdf": "extract the text first: pdftotext FILE",
     ".npy": "these are token ids already: give the folder to pretrain as Data.dataset.input_dir",
     ".npz": "these are token ids already: give the folder to pretrain as Data.dataset.input_dir",
+    ".mindrecord": "it does not begin as a MindRecord: unpack it (gunzip FILE) or fetch it again",
     ".bin": "convert it to .txt or .jsonl first",
     ".idx": "convert it to .txt or .jsonl first",
 }
@@ -37,7 +40,10 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input file: `name` as the user wrote it, `kind` TEXT or JSON_LINES, `size` in bytes."""
+    """One input file: `name` as the user wrote it, `size` in bytes.
+
+    `kind` is TEXT, JSON_LINES or MINDRECORD.
+    """
 
     path: Path
     name: str
@@ -64,7 +70,8 @@ def find_inputs(paths: Sequence[Path]) -> Inputs:
 
     In folders, hidden files and other extensions are left out (the latter with a notice). A file
     named by the user without a known extension is read as plain text. A file that comes twice is
-    read once. DataError: a path that does not exist, is no text, or nothing to read at all.
+    read once. A MindRecord is known by its content. DataError: a path that does not exist, is none
+    of these, or nothing to read at all.
     """
     files: list[SourceFile] = []
     notices: list[str] = []
@@ -87,7 +94,7 @@ def find_inputs(paths: Sequence[Path]) -> Inputs:
             files.append(file)
     if not files:
         shown = ", ".join(str(path) for path in paths) or "nothing"
-        raise DataError(f"no .txt or .jsonl files (also .gz) in {shown}")
+        raise DataError(f"no .txt or .jsonl files (also .gz) and no MindRecord in {shown}")
     return Inputs(tuple(files), tuple(notices))
 
 
@@ -103,7 +110,8 @@ def _walk(folder_dir: Path) -> tuple[list[SourceFile], list[str]]:
             path = Path(root) / name
             kind, compressed = _classify(path)
             if kind is None:
-                skipped.append(str(path.relative_to(folder_dir)))
+                if not _is_index(path):
+                    skipped.append(str(path.relative_to(folder_dir)))
             else:
                 found.append(SourceFile(path, str(path), kind, compressed, path.stat().st_size))
     found.sort(key=lambda file: file.path.relative_to(folder_dir).parts)
@@ -111,10 +119,18 @@ def _walk(folder_dir: Path) -> tuple[list[SourceFile], list[str]]:
 
 
 def _classify(path: Path) -> tuple[str | None, bool]:
-    """Give (kind or None, compressed) from the extension, in any case."""
+    """Give (kind or None, compressed): by the extension, in any case, or else by the content."""
     name = path.name.lower()
     compressed = name.endswith(GZIP)
-    return KINDS.get(Path(name.removesuffix(GZIP)).suffix), compressed
+    kind = KINDS.get(Path(name.removesuffix(GZIP)).suffix)
+    if kind is None and looks_like_mindrecord(path):
+        return MINDRECORD, False
+    return kind, compressed
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is the index of a MindRecord that lies beside it."""
+    return path.suffix == INDEX_SUFFIX and looks_like_mindrecord(path.with_suffix(""))
 
 
 def _open_named(path: Path, notices: list[str]) -> SourceFile:
@@ -124,6 +140,12 @@ def _open_named(path: Path, notices: list[str]) -> SourceFile:
         suffix = Path(path.name.lower().removesuffix(GZIP)).suffix
         if suffix in REMEDIES:
             raise DataError(f"{path}: {suffix} files are not read", hint=REMEDIES[suffix])
+        data_file = data_file_of(path)
+        if data_file is not None:
+            raise DataError(
+                f"{path}: an SQLite database, as it lies beside a MindRecord",
+                hint=f"name the MindRecord itself: {data_file}",
+            )
         notices.append(f"{path} is read as plain text, one document")
         kind = TEXT
     return SourceFile(path, str(path), kind, compressed, path.stat().st_size)

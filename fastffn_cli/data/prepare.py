@@ -1,4 +1,4 @@
-"""Text to token files: `fastffn prepare`.
+"""Text, or MindRecord files, to token files: `fastffn prepare`.
 
 Everything is written into a hidden folder beside the output, which takes the output's name when it
 is whole and on the disk. Until then there is no output, whatever happens; afterwards all of it.
@@ -17,15 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fastffn_cli import ui
-from fastffn_cli.data.cutting import Cutter
-from fastffn_cli.data.encoding import Reader, encode_batches
-from fastffn_cli.data.inputs import Inputs, find_inputs
+from fastffn_cli.data.encoding import EncodedBatch
+from fastffn_cli.data.inputs import MINDRECORD, Inputs, find_inputs
 from fastffn_cli.data.progress import ByteProgress
+from fastffn_cli.data.record_source import RecordSource
+from fastffn_cli.data.text_source import TextSource
 from fastffn_cli.data.token_files import META_FILE
 from fastffn_cli.data.token_writer import TokenWriter
 from fastffn_cli.data.tokenizer import Tokenizer, build_tokenizer
@@ -35,21 +36,42 @@ FORMAT = "fastffn-tokens"
 FORMAT_VERSION = 1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
-# Text of one token, in bytes, in the most compact vocabularies: disk needed at the very least.
-BYTES_A_TOKEN = 8
+DEFAULT_TOKENIZER = "train:8000"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to prepare: the options of the command."""
+    """What to prepare: the options of the command.
+
+    `tokenizer` None: for text `DEFAULT_TOKENIZER`, for MindRecords none.
+    """
 
     inputs: tuple[Path, ...]
     out_dir: Path
-    tokenizer: str
+    tokenizer: str | None = None
     json_key: str = "text"
     name: str | None = None
     workers: int = 1
     eos_token: str | None = None
+    eos_id: int | None = None
+
+
+class TokenSource(Protocol):
+    """Where token ids come from.
+
+    `tokenizer` made them, if it is known; `least_tokens` tells how many there are at least.
+    """
+
+    label: str
+    tokenizer: Tokenizer | None
+    dtype: np.dtype
+    least_tokens: int
+
+    def batches(self) -> Iterator[EncodedBatch]:
+        """Yield all ids, as `dtype`, in order."""
+
+    def finish(self, num_documents: int) -> dict[str, Any]:
+        """Give what `meta.json` tells of this source, when all is written."""
 
 
 def prepare(request: Request) -> dict[str, Any]:
@@ -65,63 +87,80 @@ def prepare(request: Request) -> dict[str, Any]:
     for notice in sources.notices:
         ui.notice(notice)
     with _stop_on_signals(), _disk_errors(out_dir), _partial_folder(out_dir) as part_dir:
-        tokenizer = build_tokenizer(
-            request.tokenizer,
-            request.inputs,
-            json_key=request.json_key,
-            eos_token=request.eos_token,
-        )
-        meta = _write_tokens(request, name, sources, tokenizer, part_dir)
-        tokenizer.save(part_dir)
+        source = _open_source(request, sources)
+        meta = _write_tokens(name, sources, source, part_dir)
+        if source.tokenizer is not None:
+            source.tokenizer.save(part_dir)
         text = json.dumps(meta, indent=2, ensure_ascii=False) + "\n"
         (part_dir / META_FILE).write_text(text, encoding="utf-8")
         _publish(part_dir, out_dir)
     return meta
 
 
+def _open_source(request: Request, sources: Inputs) -> TokenSource:
+    """Make the source of ids that the kind of the inputs asks for."""
+    records = [file.name for file in sources.files if file.kind == MINDRECORD]
+    if not records:
+        if request.eos_id is not None:
+            raise DataError(
+                "--eos-id is for MindRecord files; a tokenizer knows its own end-of-text",
+                hint="--eos-token TOKEN names another one",
+            )
+        tokenizer = build_tokenizer(
+            request.tokenizer or DEFAULT_TOKENIZER,
+            request.inputs,
+            json_key=request.json_key,
+            eos_token=request.eos_token,
+        )
+        return TextSource(sources, tokenizer, json_key=request.json_key, workers=request.workers)
+    texts = [file.name for file in sources.files if file.kind != MINDRECORD]
+    if texts:
+        raise DataError(
+            f"MindRecord files hold token ids, they are not mixed with text: {records[0]}, "
+            f"{texts[0]}",
+            hint="prepare the two into folders of their own",
+        )
+    if request.tokenizer is None and request.eos_token is not None:
+        raise DataError(
+            f"--eos-token {request.eos_token}: {records[0]} holds token ids, and no --tokenizer "
+            "is named",
+            hint="add --tokenizer SPEC, or give the id itself: --eos-id N",
+        )
+    if request.tokenizer is None:
+        return RecordSource(sources, None, request.eos_id)
+    if request.tokenizer.startswith("train:"):
+        raise DataError(
+            f"tokenizer {request.tokenizer!r}: {records[0]} holds token ids, there is nothing to "
+            "train on",
+            hint="name the tokenizer that made the ids, or leave --tokenizer out",
+        )
+    tokenizer = build_tokenizer(request.tokenizer, eos_token=request.eos_token)
+    return RecordSource(sources, tokenizer, request.eos_id)
+
+
 def _write_tokens(
-    request: Request, name: str, sources: Inputs, tokenizer: Tokenizer, part_dir: Path
+    name: str, sources: Inputs, source: TokenSource, part_dir: Path
 ) -> dict[str, Any]:
-    """Encode all sources into the folder and give their meta data."""
-    # FleetX's rule, so that it reads the files too.
-    dtype = np.dtype("<u2" if tokenizer.vocab_size < 65535 else "<i4")
-    _check_space(part_dir, sources, tokenizer, dtype)
-    cutter = Cutter(tokenizer)
-    reader = Reader(sources, request.json_key, cutter)
-    writer = TokenWriter(part_dir, name, dtype)
-    utf8_bytes = 0
+    """Write all ids into the folder and give their meta data."""
+    _check_space(part_dir, source)
+    writer = TokenWriter(part_dir, name, source.dtype)
     try:
-        with ByteProgress("encoding", sources.size) as bar:
-            for batch in encode_batches(reader, tokenizer, workers=request.workers, dtype=dtype):
+        with ByteProgress(source.label, sources.size) as bar:
+            for batch in source.batches():
                 writer.write(batch)
-                utf8_bytes += batch.utf8_bytes
                 bar.update(batch.bytes_read)
-        if writer.num_documents == 0:
-            raise DataError("there is no text in the input: every document is empty")
+        told = source.finish(writer.num_documents)
         writer.finish()
     finally:
         writer.close()
-    if reader.empty_documents:
-        plural = "" if reader.empty_documents == 1 else "s"
-        ui.notice(f"{reader.empty_documents:,} empty document{plural} left out")
-    if cutter.forced:
-        ui.notice(
-            f"{cutter.forced:,} very long stretches without a blank were cut between two tokens"
-        )
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": name,
-        "dtype": dtype.name,
+        "dtype": source.dtype.name,
         "tokens": writer.num_tokens,
         "documents": writer.num_documents,
-        "empty_documents": reader.empty_documents,
-        "utf8_bytes": utf8_bytes,
-        "tokenizer": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_token": tokenizer.eos_token,
-        "eos_id": tokenizer.eos_id,
-        "json_key": request.json_key,
+        **told,
         "sources": [{"name": file.name, "bytes": file.size} for file in sources.files],
     }
 
@@ -139,10 +178,9 @@ def _check_output(out_dir: Path, name: str) -> None:
         )
 
 
-def _check_space(part_dir: Path, sources: Inputs, tokenizer: Tokenizer, dtype: np.dtype) -> None:
+def _check_space(part_dir: Path, source: TokenSource) -> None:
     """Stop before the work when the disk cannot possibly hold the result."""
-    tokens = sources.size if tokenizer.is_bytes else sources.size // BYTES_A_TOKEN
-    needed, free = tokens * dtype.itemsize, shutil.disk_usage(part_dir).free
+    needed, free = source.least_tokens * source.dtype.itemsize, shutil.disk_usage(part_dir).free
     if needed > free:
         raise DataError(
             f"{part_dir.parent}: {ui.size(free)} free, but the token files need at least "

@@ -18,6 +18,11 @@ COPY_ITEMS = 1 << 20
 LONGEST_DOCUMENT = 2**31 - 1
 
 
+def ids_dtype(vocab_size: int) -> np.dtype:
+    """Give the type of stored ids by FleetX's rule, so that it reads the files too."""
+    return np.dtype("<u2" if vocab_size < 65535 else "<i4")
+
+
 class TokenWriter:
     """Appends ids and document lengths; `finish` completes the two files.
 

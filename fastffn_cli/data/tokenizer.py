@@ -21,6 +21,7 @@ from fastffn_cli.errors import DataError
 META_VERSION = 1
 TOKENIZER_FILE = "tokenizer.json"
 META_FILE = "tokenizer_meta.json"
+CONFIG_FILE = "tokenizer_config.json"  # Hugging Face's
 END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"
 
@@ -120,6 +121,10 @@ class Tokenizer:
         """Give the vocabulary's own spelling of an id (`Ġthe`), or None if it has none."""
         text = self._engine.id_to_token(int(token_id))
         return None if text is None else str(text)
+
+    def library_json(self) -> str:
+        """Give the content of `tokenizer.json`."""
+        return str(self._engine.to_str(pretty=True))
 
     def save(self, tokenizer_dir: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_meta.json` into an existing or new folder."""
@@ -257,14 +262,41 @@ def _open_engine(files: Sequence[Path]) -> tokenizers.Tokenizer:
     except Exception as error:  # the library raises bare Exception
         names = " + ".join(str(file) for file in files)
         raise DataError(f"{names}: not a tokenizer that can be read ({error})") from error
-    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    folder_dir = files[0].parent
+    spaced = _read_object(folder_dir / CONFIG_FILE).get("add_prefix_space") is True
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     engine.decoder = decoders.ByteLevel()
+    _add_tokens(engine, folder_dir)
     return engine
+
+
+def _add_tokens(engine: tokenizers.Tokenizer, folder_dir: Path) -> None:
+    """Add the tokens that Hugging Face lists beside vocabulary and merges, with their ids.
+
+    DataError where they do not follow the vocabulary without a gap.
+    """
+    config = _read_object(folder_dir / CONFIG_FILE)
+    try:
+        added = {
+            int(token_id): (entry["content"], entry.get("special") is True)
+            for token_id, entry in config.get("added_tokens_decoder", {}).items()
+        }
+        for text, token_id in _read_object(folder_dir / "added_tokens.json").items():
+            added.setdefault(token_id, (text, False))
+        for token_id, (text, special) in sorted(added.items()):
+            if engine.token_to_id(text) is None:
+                engine.add_tokens([AddedToken(text, special=special, normalized=False)])
+            if engine.token_to_id(text) != token_id:
+                raise ValueError(f"{text!r} has another id than {token_id}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder_dir}: the added tokens do not fit the vocabulary ({error})"
+        ) from error
 
 
 def _find_eos(engine: tokenizers.Tokenizer, folder_dir: Path) -> str | None:
     """Ask Hugging Face's side files for the end-of-text token, then look for a usual one."""
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in (CONFIG_FILE, "special_tokens_map.json"):
         token = _read_object(folder_dir / file).get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and engine.token_to_id(token) is not None:

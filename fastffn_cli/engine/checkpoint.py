@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from fastffn_cli.config.dump import dump_config
 from fastffn_cli.config.load import parse_config_file
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine import storage
+from fastffn_cli.engine.tensor_file import (
+    StoredTensor,
+    open_safetensors,
+    stored,
+    write_safetensors,
+)
 from fastffn_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -58,9 +62,13 @@ class Checkpoint:
         """Kind of the feed-forward layers in it."""
         return str(self.config.Model.ffn.kind)
 
+    def weights(self) -> Mapping[str, StoredTensor]:
+        """Weights by name, still in their file."""
+        return open_safetensors(self.path / MODEL_FILE)
+
     def tensors(self) -> dict[str, np.ndarray]:
-        """Weights by name."""
-        return read_tensors(self.path / MODEL_FILE)
+        """Weights by name, in memory."""
+        return {name: tensor.read() for name, tensor in self.weights().items()}
 
     def optimizer_state(self) -> dict[str, np.ndarray]:
         """Optimizer tensors by name; empty where the checkpoint has none."""
@@ -97,39 +105,32 @@ def write_checkpoint(
     *,
     config: Config,
     trainer: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | StoredTensor],
     optimizer_state: Mapping[str, np.ndarray] | None = None,
     tokenizer_dir: Path | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a checkpoint folder atomically.
+    """Write a checkpoint folder atomically, one tensor in memory at a time.
 
-    Raises `DiskFull`, before or while writing, leaving nothing behind; `UserError` if the folder
-    exists.
+    The tokenizer is copied from `tokenizer_dir`, or else saved from `tokenizer`. Raises `DiskFull`,
+    before or while writing, leaving nothing behind; `UserError` if the folder exists.
     """
-    optimizer_state = optimizer_state or {}
-    needed = sum(array.nbytes for part in (tensors, optimizer_state) for array in part.values())
+    files = {MODEL_FILE: {name: stored(tensor) for name, tensor in tensors.items()}}
+    if optimizer_state:
+        files[OPTIMIZER_FILE] = {name: stored(array) for name, array in optimizer_state.items()}
+    needed = sum(tensor.nbytes for part in files.values() for tensor in part.values())
     storage.check_room(final_dir, needed + (1 << 20))
     with storage.new_folder(final_dir) as folder:
-        _save_tensors(tensors, folder / MODEL_FILE)
-        if optimizer_state:
-            _save_tensors(optimizer_state, folder / OPTIMIZER_FILE)
+        for name, part in files.items():
+            write_safetensors(folder / name, part)
         record = {"format": FORMAT, **trainer, "saved_at": time.time()}
         storage.write_json(folder / TRAINER_FILE, record)
         storage.write_file(folder / CONFIG_FILE, dump_config(config))
         for name in TOKENIZER_FILES:
             if tokenizer_dir is not None and (tokenizer_dir / name).exists():
                 storage.write_file(folder / name, (tokenizer_dir / name).read_bytes())
-
-
-def _save_tensors(tensors: Mapping[str, np.ndarray], file: Path) -> None:
-    try:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, file)
-    except SafetensorError as error:
-        # The library wraps the operating system's error in its own text: "... (os error 28)".
-        for number in storage.NO_ROOM:
-            if f"os error {number})" in str(error):
-                raise OSError(number, str(error)) from error
-        raise
+        if tokenizer is not None and tokenizer_dir is None:
+            tokenizer.save(folder)
 
 
 def read_checkpoint(path: Path, *, checksums: bool = True) -> Checkpoint:
@@ -154,11 +155,7 @@ def read_checkpoint(path: Path, *, checksums: bool = True) -> Checkpoint:
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
     """Read all tensors of a safetensors file; raises `CheckpointError` naming the file."""
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    return {name: tensor.read() for name, tensor in open_safetensors(file).items()}
 
 
 def model_tensors(model: GPT) -> dict[str, np.ndarray]:
@@ -173,8 +170,10 @@ def model_tensors(model: GPT) -> dict[str, np.ndarray]:
     return arrays
 
 
-def set_weights(model: GPT, tensors: Mapping[str, np.ndarray], origin: Path | str) -> None:
-    """Copy `tensors` into the model; all names and shapes must match.
+def set_weights(
+    model: GPT, tensors: Mapping[str, np.ndarray | StoredTensor], origin: Path | str
+) -> None:
+    """Copy `tensors` into the model, one after the other; all names and shapes must match.
 
     Raises `CheckpointError` listing what is missing, unknown or of another shape.
     """
@@ -192,25 +191,43 @@ def set_weights(model: GPT, tensors: Mapping[str, np.ndarray], origin: Path | st
         shown = "\n".join(problems[:8]) + (f"\n... {len(problems)} in all" * (len(problems) > 8))
         raise CheckpointError(f"{origin} does not fit the model:\n{shown}")
     for name, parameter in parameters.items():
-        parameter.set_value(paddle.to_tensor(tensors[name], dtype=parameter.dtype))
+        parameter.set_value(paddle.to_tensor(stored(tensors[name]).read(), dtype=parameter.dtype))
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Build the model of a checkpoint and load its weights, verified against their checksums.
+    """Build the model of a checkpoint folder, verified against its checksums."""
+    return build_loaded(read_checkpoint(path))
 
-    Raises `CheckpointError` when the folder is damaged or does not fit its own configuration.
+
+def build_loaded(checkpoint: Checkpoint) -> LoadedModel:
+    """Build the model of a checkpoint and load its weights.
+
+    Raises `CheckpointError` when they do not fit its own configuration.
     """
+    model = hollow_model(checkpoint.config)
+    set_weights(model, checkpoint.weights(), checkpoint.path)
+    model.eval()
+    return LoadedModel(
+        model,
+        checkpoint.config,
+        checkpoint.tokenizer(),
+        checkpoint.step,
+        checkpoint.path,
+        checkpoint.trainer,
+    )
+
+
+def hollow_model(config: Config) -> GPT:
+    """Build a model without values: its parameters have shapes and take no memory until set."""
+    import paddle
+
     from fastffn_cli.engine.model import gpt_config
     from models.gpt import GPT
 
-    checkpoint = read_checkpoint(path)
-    model = GPT(gpt_config(_without_spectral_start(checkpoint.config)))
-    set_weights(model, checkpoint.tensors(), path)
-    model.on_ffn_replaced(checkpoint.config.Model.ffn.model_dump())
-    model.eval()
-    return LoadedModel(
-        model, checkpoint.config, checkpoint.tokenizer(), checkpoint.step, path, checkpoint.trainer
-    )
+    with paddle.LazyGuard():
+        model = GPT(gpt_config(_without_spectral_start(config)))
+    model.on_ffn_replaced(config.Model.ffn.model_dump())
+    return model
 
 
 def _without_spectral_start(config: Config) -> Config:

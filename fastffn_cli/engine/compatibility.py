@@ -21,11 +21,13 @@ FIXED = (
     "Model.num_attention_heads",
     "Model.ffn_hidden_size",
     "Model.max_position_embeddings",
+    "Model.masked_token_id",
     "Model.ffn",
     "Data.dataset.split",
     "Data.dataset.max_seq_len",
     "Data.dataset.eos_id",
     "Optimizer.name",
+    "Optimizer.bias_correction",
 )
 # Keys that do not change what is computed.
 FREE = (
@@ -72,12 +74,22 @@ def check_resume(
             )
 
 
-def check_start(checkpoint: Checkpoint, config: Config) -> None:
+def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> None:
     """Raise `CheckpointError` if a new run of `config` cannot begin with these weights.
 
-    Sizes must agree, the position table must be long enough, the feed-forwards of one kind.
+    Sizes must agree, the position table must be long enough, the feed-forwards of one kind. A
+    change of what attention sees is noted.
     """
     had, wanted = checkpoint.config.Model, config.Model
+    if had.masked_token_id != wanted.masked_token_id:
+        before, now = (
+            "blank" if part.masked_token_id is None else part.masked_token_id
+            for part in (had, wanted)
+        )
+        notices.append(
+            f"Model.masked_token_id is {before} in {checkpoint.path} and {now} here: attention "
+            "will see other tokens than these weights are used to"
+        )
     if had.ffn.kind != wanted.ffn.kind:
         dense = wanted.ffn.kind == "dense"
         raise CheckpointError(

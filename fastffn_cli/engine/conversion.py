@@ -12,11 +12,7 @@ import paddle
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import Batch, TokenDataset
 from fastffn_cli.data.token_files import open_tokens
-from fastffn_cli.engine.checkpoint import (
-    LoadedModel,
-    model_tensors,
-    write_checkpoint,
-)
+from fastffn_cli.engine.checkpoint import LoadedModel, model_tensors
 from fastffn_cli.engine.find import CHECKPOINTS_DIR
 from fastffn_cli.errors import DataError, MergeCheckFailed, UserError
 from fastffn_cli.tasks.task import Task, TaskFactory
@@ -56,9 +52,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did."""
+    """A converted model, ready to be written, and how it differs from what it was."""
 
-    out_dir: Path
+    config: Config
+    trainer: dict[str, Any]
+    tensors: dict[str, np.ndarray]
     parameters_before: int
     parameters_after: int
     difference: Difference
@@ -66,28 +64,24 @@ class Conversion:
     replacements: list[ffn.Replacement]
 
 
-def convert_checkpoint(
+def convert_model(
     loaded: LoadedModel,
     spec: dict[str, Any],
-    out_dir: Path,
     make_task: TaskFactory,
     *,
     tolerance: float,
     dtype: str = "float32",
 ) -> Conversion:
-    """Turn the loaded model's feed-forwards into `spec` (of `models.ffn`) and write a checkpoint.
+    """Turn the loaded model's feed-forwards into `spec` (of `models.ffn`) and compare both models.
 
     To `dense`, the result must be the same function: max |logit difference| on the probe, over the
-    largest |logit| (at least 1), may not exceed `tolerance`, else `MergeCheckFailed` and nothing is
-    written. To another kind the difference is reported only: an approximation is meant to differ.
-    The comparison runs in `dtype`, float32 or float64.
+    largest |logit| (at least 1), may not exceed `tolerance`, else `MergeCheckFailed`. To another
+    kind the difference is reported only: an approximation is meant to differ. The comparison runs
+    in `dtype`, float32 or float64.
     """
     model = loaded.model
     task = make_task(model)
     merging = spec["kind"] == "dense"
-    refuse_existing(out_dir)
-    if model.config.ffn["kind"] == spec["kind"]:
-        raise UserError(f"{loaded.path} is of kind '{spec['kind']}' already")
     probe = draw_probe(loaded)
     if dtype == "float64":
         model.to(dtype="float64")
@@ -111,20 +105,15 @@ def convert_checkpoint(
             f"{difference.scale:.3g}, over the tolerance {tolerance:g}; nothing was written",
             hint="Check in double precision with --dtype float64, or raise --tolerance",
         )
-    write_checkpoint(
-        out_dir,
+    return Conversion(
         config=_with_ffn(loaded.config, spec),
         trainer=_trainer_record(loaded, model, difference, probe),
         tensors=_single(model_tensors(model)),
-        tokenizer_dir=loaded.path,
-    )
-    return Conversion(
-        out_dir,
-        parameters_before,
-        count_parameters(model.config),
-        difference,
-        probe.source,
-        replacements,
+        parameters_before=parameters_before,
+        parameters_after=count_parameters(model.config),
+        difference=difference,
+        probe_source=probe.source,
+        replacements=replacements,
     )
 
 
@@ -136,9 +125,17 @@ def refuse_existing(out_dir: Path) -> None:
         )
 
 
-def default_out_dir(checkpoint: Path, kind: str) -> Path:
-    """`RUN/dense-step-00000100` for RUN/checkpoints/step-00000100, else a sibling `NAME-dense`."""
-    name = kind.replace("_", "-")
+def default_out_dir(
+    checkpoint: Path, kind: str, target_system: str | None = None, foreign: bool = False
+) -> Path:
+    """`RUN/dense-step-00000100` for RUN/checkpoints/step-00000100, else a sibling `NAME-dense`.
+
+    With a `target_system` its name stands in place of the kind. What is `foreign` may lie anywhere,
+    such as in a cache: its conversion goes to the current folder, `NAME-fastffn`.
+    """
+    name = target_system or kind.replace("_", "-")
+    if foreign:
+        return Path(f"{checkpoint.resolve().stem}-{target_system or 'fastffn'}")
     if checkpoint.parent.name == CHECKPOINTS_DIR:
         return checkpoint.parent.parent / f"{name}-{checkpoint.name}"
     return checkpoint.with_name(f"{checkpoint.name}-{name}")
@@ -152,8 +149,9 @@ def draw_probe(loaded: LoadedModel) -> Probe:
     assert vocab_size is not None, "a checkpoint's configuration is resolved"
     rows = max(1, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // seq_len)
     recorded = loaded.trainer.get("data", {}).get("input_dir")
-    for place in (config.Data.dataset.input_dir, recorded):
-        if place is None or not Path(place).exists():
+    named = [place for place in (config.Data.dataset.input_dir, recorded) if place is not None]
+    for place in named:
+        if not Path(place).exists():
             continue
         for part in ("valid", "train"):
             try:
@@ -172,7 +170,8 @@ def draw_probe(loaded: LoadedModel) -> Probe:
             return Probe(batch, f"{part} tokens of {place}")
     ids = np.random.default_rng(config.Global.seed).integers(0, vocab_size, (rows, seq_len + 1))
     batch = Batch(ids[:, :-1], ids[:, 1:], np.ones((rows, seq_len), np.float32))
-    return Probe(batch, "random tokens (the run's data folder is gone)")
+    reason = "the run's data folder is gone" if named else "it names no data"
+    return Probe(batch, f"random tokens ({reason})")
 
 
 def _outputs(task: Task, probe: Probe) -> tuple[np.ndarray, float]:

@@ -73,6 +73,7 @@ def find_checkpoint(
     ]
     if not found:
         place = f"{path}" if path is not None else f"the current folder ({Path.cwd()})"
+        _refuse_foreign(path)
         raise CheckpointError(
             f"no {wanted} checkpoint to {action} in {place}",
             hint=(
@@ -82,6 +83,26 @@ def find_checkpoint(
             ),
         )
     return max(found, key=lambda candidate: candidate.age_key).path
+
+
+def _refuse_foreign(path: Path | None) -> None:
+    """Raise `CheckpointError` where `path` holds another system's checkpoint."""
+    from fastffn_cli.interop.registry import recognise
+
+    system = recognise(path) if path is not None and not holds_native(path) else None
+    if system is not None:
+        raise CheckpointError(
+            f"{path} is a checkpoint of {system.title}; it has to be converted first",
+            hint=f"Type: fastffn convert {path} --out DIR",
+        )
+
+
+def holds_native(path: Path) -> bool:
+    """Whether `path` is, or has below it, something that fastffn wrote, whole or damaged."""
+    if not path.is_dir():
+        return False
+    marks = (TRAINER_FILE, storage.MANIFEST, CHECKPOINTS_DIR, "metrics.jsonl")
+    return any((path / mark).exists() for mark in marks) or next(scan(path), None) is not None
 
 
 def scan(root: Path) -> Iterator[Candidate]:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastffn_cli.config.schema import Config
+from fastffn_cli.errors import ConfigError
 from models.gpt import GPT, GPTConfig
 
 
 def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
-    """Return the model's sizes; `vocab_size` stands in where the file leaves it to the data."""
+    """Return the model's sizes; `vocab_size` stands in where the file leaves it to the data.
+
+    Raises `ConfigError` for a masked token that such a vocabulary does not have.
+    """
     section = config.Model
     vocabulary = section.vocab_size if section.vocab_size is not None else vocab_size
     assert vocabulary is not None, "the caller resolves Model.vocab_size"
+    if section.masked_token_id is not None and section.masked_token_id >= vocabulary:
+        raise ConfigError(
+            "the configuration",
+            [
+                f"Model.masked_token_id {section.masked_token_id} is not below the {vocabulary} "
+                "tokens of the data"
+            ],
+            hint="Type the id of end-of-text: -o Model.masked_token_id=N",
+        )
     return GPTConfig(
         vocab_size=vocabulary,
         hidden_size=section.hidden_size,
@@ -22,9 +35,11 @@ def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
         max_position_embeddings=section.max_position_embeddings,
         hidden_dropout_prob=section.hidden_dropout_prob,
         attention_probs_dropout_prob=section.attention_probs_dropout_prob,
+        embedding_dropout_prob=section.embedding_dropout_prob,
         initializer_range=section.initializer_range,
         use_recompute=section.use_recompute,
         recompute_granularity=section.recompute_granularity,
+        masked_token_id=section.masked_token_id,
         ffn=section.ffn.model_dump(),
     )
 

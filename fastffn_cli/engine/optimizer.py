@@ -8,6 +8,7 @@ Paddle keys optimizer state by tensor names that depend on the order of construc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import paddle
@@ -39,7 +40,8 @@ class AdamW:
             for name, parameter in model.named_parameters()
             if not parameter.stop_gradient
         }
-        self.inner = paddle.optimizer.AdamW(
+        build = paddle.optimizer.AdamW if options.bias_correction else _UncorrectedAdamW
+        self.inner = build(
             learning_rate=0.0,
             beta1=options.adam_beta1,
             beta2=options.adam_beta2,
@@ -107,6 +109,17 @@ class AdamW:
         if masters:
             restored["master_weights"] = masters
         self.inner.set_state_dict(restored)
+
+
+class _UncorrectedAdamW(paddle.optimizer.AdamW):
+    """AdamW without bias correction, as MindSpore's optimizers are, to the last bit.
+
+    Paddle corrects by 1 - beta^t and keeps beta^t as a state tensor, which each update multiplies
+    by beta. Begun at 0 it stays 0, and the correction is 1.
+    """
+
+    def _add_accumulator(self, *arguments: Any, **options: Any) -> Tensor:
+        return super()._add_accumulator(*arguments, **{**options, "fill_value": 0.0})
 
 
 def decays(name: str) -> bool:

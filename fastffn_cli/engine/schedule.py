@@ -1,6 +1,7 @@
 """Learning rate as a pure function of the step: nothing to save, nothing to drift on resume.
 
-The cosine is FleetX's (`fleetx/optim/lr_scheduler.py`, August 2022), to the digit of its log.
+The cosine is FleetX's (`fleetx/optim/lr_scheduler.py`, August 2022), to the digit of its log;
+`mindspore_cosine` is the original FastFFN's (`LearningRate` of its trainer, `use_cosine`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastffn_cli.config.schema_training import LearningRate
+
+MINDSPORE_COSINE = "mindspore_cosine"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,11 @@ class Schedule:
         else cosine  min_lr + (max_lr - min_lr) * (cos(pi (t - w) / (n - w)) + 1) / 2
              linear  max_lr + (min_lr - max_lr) * (t - w) / (n - w)
              constant  max_lr, for ever
+
+    `mindspore_cosine` counts from 0, t = step - 1, and its cosine from there too, not from the end
+    of the warm-up, where it jumps:
+        t < w        max_lr * t / w
+        else         min_lr + (max_lr - min_lr) * (1 + cos(pi min(t, n) / n)) / 2
     """
 
     name: str
@@ -32,6 +40,8 @@ class Schedule:
 
     def __call__(self, step: int) -> float:
         """Learning rate of update `step` (1-based)."""
+        if self.name == MINDSPORE_COSINE:
+            return self._mindspore_cosine(step - 1)
         if step <= self.warmup_steps:
             return self.max_lr * step / self.warmup_steps
         if self.name == "constant":
@@ -40,6 +50,11 @@ class Schedule:
             return self.min_lr
         progress = (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps)
         return SHAPES[self.name](progress, self.max_lr, self.min_lr)
+
+    def _mindspore_cosine(self, count: int) -> float:
+        if count < self.warmup_steps:
+            return self.max_lr * count / self.warmup_steps
+        return _cosine(min(count, self.decay_steps) / self.decay_steps, self.max_lr, self.min_lr)
 
 
 def _cosine(progress: float, max_lr: float, min_lr: float) -> float:
@@ -62,4 +77,6 @@ def build_schedule(lr: LearningRate, max_steps: int) -> Schedule:
         # FleetX keeps the product unrounded: 0.01 of 360000 steps is 3600 exactly, other rates
         # give a warm-up that ends between two steps.
         warmup_steps = lr.warmup_rate * decay_steps
+        if lr.name == MINDSPORE_COSINE:
+            warmup_steps = int(warmup_steps)
     return Schedule(lr.name, lr.max_lr, lr.min_lr, warmup_steps, decay_steps)

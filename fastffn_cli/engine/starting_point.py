@@ -70,6 +70,6 @@ def find_start(
         action="start from",
     )
     checkpoint = read_checkpoint(path)
-    check_start(checkpoint, config)
+    check_start(checkpoint, config, notices)
     notices.append(f"starts from the weights of {path} (step {checkpoint.step})")
     return checkpoint

@@ -85,8 +85,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(final_dir: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `final_dir`, complete with a manifest, or vanishes.
+def new_folder(final_dir: Path, *, manifest: bool = True) -> Iterator[Path]:
+    """Give a temporary folder that becomes `final_dir`, whole and with a manifest, or vanishes.
+
+    Without `manifest` the folder holds nothing of ours: other systems read it.
 
     Raises `UserError` if `final_dir` exists: nothing is ever overwritten.
     """
@@ -99,7 +101,11 @@ def new_folder(final_dir: Path) -> Iterator[Path]:
     try:
         with explain_full_disk(final_dir):
             yield temporary
-            write_manifest(temporary)
+            for path in sorted(temporary.iterdir()):
+                _sync_file(path)
+            if manifest:
+                write_manifest(temporary)
+            sync_dir(temporary)
             temporary.rename(final_dir)
             sync_dir(final_dir.parent)
     finally:
@@ -147,14 +153,12 @@ def lock(file: IO[Any]) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and sha256 of every file in `folder`, after flushing them to the disk."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[path.name] = {"size": path.stat().st_size, "sha256": sha256(path)}
+    """Record size and sha256 of every file in `folder`."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
     write_json(folder / MANIFEST, {"format": 1, "files": files})
-    sync_dir(folder)
 
 
 def damage(folder: Path, *, checksums: bool = False) -> str | None:
@@ -187,6 +191,11 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_dir(folder: Path) -> None:

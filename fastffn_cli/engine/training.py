@@ -262,6 +262,12 @@ def _open_data(
             f"{options.input_dir} does not tell its end-of-text id: every token is predicted "
             "(Data.dataset.eos_id masks the token behind it)"
         )
+    masked = config.Model.masked_token_id
+    if masked is not None and train.eos_id not in (None, masked):
+        notices.append(
+            f"Model.masked_token_id is {masked}, and end-of-text is {train.eos_id} in "
+            f"{options.input_dir}: it is not the one that attention hides"
+        )
     valid = None
     if config.Engine.eval_freq > 0:
         try:

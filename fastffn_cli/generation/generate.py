@@ -27,6 +27,9 @@ OnToken = Callable[[int, int, int], None]  # prompt index, sequence index, token
 
 CACHE_BYTES = 1 << 30  # keys and values of one batch may take this much ...
 LARGEST_BATCH = 32  # ... and a batch has at most this many sequences
+# Below what the model itself masks with: the row of a masked token attends to all such keys alike,
+# and must not find padding among them.
+PADDING = 2 * MASKED
 
 
 @dataclass(frozen=True)
@@ -274,10 +277,10 @@ class _Batch:
 def _padding_mask(padding: Sequence[int], total: int) -> Tensor | None:
     """Return [B, 1, 1, total], hiding the first `padding` keys of each row; None if there are none.
 
-    The padding's own rows see only themselves and are never read.
+    The padding's own rows are finite and never read.
     """
     if not any(padding):
         return None
     hidden_BS = np.arange(total)[None, :] < np.asarray(padding)[:, None]
-    mask_BS = np.where(hidden_BS, np.float32(MASKED), np.float32(0.0))
+    mask_BS = np.where(hidden_BS, np.float32(PADDING), np.float32(0.0))
     return paddle.to_tensor(mask_BS[:, None, None, :])

@@ -61,6 +61,26 @@ def test_a_configuration_from_stdin_and_its_warnings_on_stderr(run):
     assert done.stderr.startswith("warning <stdin>:4  min_lr 5e-05 is above max_lr 1e-05")
 
 
+def test_what_became_of_fleetx_keys_is_listed_on_stderr_and_in_the_json(run, tmp_path):
+    (tmp_path / "theirs.yaml").write_text(
+        "Global:\n  seed: 3\n  local_batch_size: 4\nModel:\n  fuse_attn_qkv: True\n"
+    )
+    done = run("-c", "theirs.yaml", "-o", "Optimizer.beta1=0.8")
+    assert done.returncode == 0
+    assert "local_batch_size: 4" in done.stdout
+    assert done.stderr.splitlines() == [
+        "note -o Optimizer.beta1=0.8  is read as Optimizer.adam_beta1=0.8",
+        "theirs.yaml:3  Global.local_batch_size -> Data.batch_size.local_batch_size",
+        "theirs.yaml:5  Model.fuse_attn_qkv: accepted, no effect: q, k and v are one matrix here; "
+        "convert reads checkpoints of both forms",
+        "theirs.yaml is read as ppfleetx (2023) YAML: 1 key moved, 1 without effect, 1 as it is",
+    ]
+    dialect = json.loads(run("-c", "theirs.yaml", "--json").stdout)["dialect"]
+    assert dialect["name"] == "ppfleetx"
+    assert [move["to"] for move in dialect["moves"]] == ["Data.batch_size.local_batch_size", None]
+    assert json.loads(run("--json").stdout)["dialect"] == {"name": "fastffn", "moves": []}
+
+
 def test_a_key_is_explained_with_its_value(run):
     done = run("max_lr", "-c", "gpt-6l-dense", "--json")
     answer = json.loads(done.stdout)

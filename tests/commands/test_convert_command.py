@@ -89,8 +89,8 @@ def test_json_tells_the_proof_and_the_loss_is_that_of_stage_1(
 ) -> None:
     report = converted(fastffn)
     assert report.keys() == {
-        *("out", "parameters_before", "parameters_after", "max_logit_difference", "max_logit"),
-        *("loss_difference", "tokens", "layers"),
+        *("out", "format", "parameters_before", "parameters_after", "max_logit_difference"),
+        *("max_logit", "loss_difference", "tokens", "layers"),
     }
     assert report["out"] == "runs/tiny/dense-step-00000008"
     assert 0 <= report["max_logit_difference"] <= 1e-5 * max(report["max_logit"], 1.0)

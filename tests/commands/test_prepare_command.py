@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastffn_cli.data.token_files import open_tokens
+from tests.interop.mindrecord_files import write_mindrecord
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -64,6 +65,19 @@ def test_prepare_refuses_with_exit_2_and_says_why(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+def test_prepare_reads_a_mindrecord_and_says_what_it_found(
+    tmp_path: Path, run_fastffn: Run
+) -> None:
+    write_mindrecord(tmp_path / "wiki.mindrecord", [[1, 2, 96], [4, 96, 5]])
+    done = run_fastffn("prepare", "wiki.mindrecord", "--out", "out", "--eos-id", "96", "--json")
+    assert done.returncode == 0, done.stderr
+    meta = json.loads(done.stdout)
+    assert (meta["documents"], meta["tokens"], meta["utf8_bytes"]) == (3, 6, None)
+    assert "2 of 3 ids" in done.stderr
+    assert "Model.vocab_size has to be above 96" in done.stderr
+    assert open_tokens(tmp_path / "out").eos_id == 96
 
 
 def test_prepare_help_has_examples(run_fastffn: Run) -> None:

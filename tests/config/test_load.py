@@ -202,7 +202,10 @@ def test_anchors_and_merge_keys_work(write):
 def test_fleetx_august_name_of_the_evaluation_section_is_understood(write):
     resolved = load_config(write("Eval: {overlapping_eval: 16}\n"))
     assert resolved.config.Offline_Eval.overlapping_eval == 16
-    assert resolved.notices == ["a.yaml:1  'Eval' is read as 'Offline_Eval'"]
+    assert resolved.notices == [
+        "a.yaml is read as FleetX (August 2022) YAML: 1 key moved "
+        "(fastffn config -c a.yaml lists them)"
+    ]
 
 
 # --- overrides -----------------------------------------------------------------------------------

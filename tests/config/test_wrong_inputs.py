@@ -10,6 +10,7 @@ import pytest
 import fastffn_cli
 from fastffn_cli.config.load import load_config
 from fastffn_cli.errors import EXIT_USAGE, ConfigError
+from tests.config.wrong_dialects import WRONG_DIALECTS
 from tests.config.wrong_inputs import WRONG_INPUTS
 
 
@@ -29,6 +30,12 @@ def problems_of(text, *overrides):
 @pytest.mark.parametrize("name", WRONG_INPUTS)
 def test_a_wrong_input_is_explained(name):
     text, overrides, expected = WRONG_INPUTS[name]
+    assert problems_of(text, *overrides) == expected
+
+
+@pytest.mark.parametrize("name", WRONG_DIALECTS)
+def test_a_wrong_input_of_fleetx_is_explained(name):
+    text, overrides, expected = WRONG_DIALECTS[name]
     assert problems_of(text, *overrides) == expected
 
 

@@ -43,6 +43,8 @@ def checkpoint_of(config: Config) -> Checkpoint:
         ("Model.ffn={kind: dense}", "Model.ffn.kind was low_rank, is dense"),
         ("Model.ffn.rank=8", "Model.ffn.rank was 4, is 8"),
         ("Model.ffn.lr_rule=spectral", "Model.ffn.lr_rule was none, is spectral"),
+        ("Model.masked_token_id=3", "Model.masked_token_id was None, is 3"),
+        ("Optimizer.bias_correction=False", "Optimizer.bias_correction was True, is False"),
         ("Data.dataset.split=1,1", "Data.dataset.split was 80,15,5, is 1,1"),
         ("Data.dataset.max_seq_len=16", "Data.dataset.max_seq_len was 32, is 16"),
     ],
@@ -97,11 +99,13 @@ def test_what_computes_nothing_is_not_mentioned(configured: Any, override: str) 
 def test_a_start_needs_the_same_sizes_and_heads(configured: Any) -> None:
     """Heads show in no tensor's shape: only the configuration can tell."""
     start = checkpoint_of(configured())
-    check_start(start, configured("Optimizer.lr.max_lr=1", "Global.seed=9"))
+    notices: list[str] = []
+    check_start(start, configured("Optimizer.lr.max_lr=1", "Global.seed=9"), notices)
+    assert notices == []
     with pytest.raises(CheckpointError, match=r"Model\.num_attention_heads is 4 there, 2 here"):
-        check_start(start, configured("Model.num_attention_heads=2"))
+        check_start(start, configured("Model.num_attention_heads=2"), [])
     with pytest.raises(CheckpointError, match=r"Model\.ffn\.rank is 4 there, 2 here"):
-        check_start(start, configured("Model.ffn.rank=2"))
+        check_start(start, configured("Model.ffn.rank=2"), [])
 
 
 @pytest.mark.parametrize(
@@ -116,8 +120,23 @@ def test_a_start_of_another_kind_says_how_to_convert(
 ) -> None:
     kinds = {"low_rank": (), "dense": ("Model.ffn={kind: dense}",)}
     with pytest.raises(CheckpointError, match=f"kind '{had}', Model.ffn asks for '{wanted}'") as it:
-        check_start(checkpoint_of(configured(*kinds[had])), configured(*kinds[wanted]))
+        check_start(checkpoint_of(configured(*kinds[had])), configured(*kinds[wanted]), [])
     assert command in (it.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("had", "wanted", "words"),
+    [("", "5", "is blank in step-8 and 5 here"), ("5", "", "is 5 in step-8 and blank here")],
+)
+def test_a_start_that_hides_another_token_is_noted(
+    configured: Any, had: str, wanted: str, words: str
+) -> None:
+    """It shows in no shape either, but weights may well be taught to do without a token."""
+    before, now = (configured(f"Model.masked_token_id={token}") for token in (had, wanted))
+    notices: list[str] = []
+    check_start(checkpoint_of(before), now, notices)
+    (notice,) = notices
+    assert f"Model.masked_token_id {words}" in notice
 
 
 def gpt_of(positions: int) -> GPTConfig:

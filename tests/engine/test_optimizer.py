@@ -55,18 +55,22 @@ def scale_of(name: str) -> float:
     return left if name.endswith(".left") else right if name.endswith(".right") else 1.0
 
 
-def test_three_updates_are_those_of_a_float64_adamw() -> None:
+@pytest.mark.parametrize("corrected", [True, False])
+def test_three_updates_are_those_of_a_float64_adamw(corrected: bool) -> None:
     """Decay leaves biases and norms out, factors have their own rates and half of the decay."""
     model = small_gpt()
-    optimizer = AdamW(model, OPTIONS, multi_precision=False)
+    options = OPTIONS.model_copy(update={"bias_correction": corrected})
+    optimizer = AdamW(model, options, multi_precision=False)
     expected = {name: array.astype(np.float64) for name, array in model_tensors(model).items()}
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"random gradients of seed {seed}")
     first = {name: np.zeros_like(array) for name, array in expected.items()}
     second = {name: np.zeros_like(array) for name, array in expected.items()}
     scales = {name: scale_of(name) for name in expected}
     assert {round(scale, 6) for scale in scales.values()} != {1.0}
 
     for t, rate in enumerate((1e-3, 5e-4, 2e-3), start=1):
-        gradients = set_gradients(model, seed=t)
+        gradients = set_gradients(model, seed=seed + t)
         optimizer.step(rate)
         for name, gradient in gradients.items():
             own_rate = rate * scales[name]
@@ -77,7 +81,9 @@ def test_three_updates_are_those_of_a_float64_adamw() -> None:
             first[name] = 0.8 * first[name] + 0.2 * g
             second[name] = 0.95 * second[name] + 0.05 * g * g
             expected[name] *= 1 - own_rate * 0.1 * share
-            m_hat, v_hat = first[name] / (1 - 0.8**t), second[name] / (1 - 0.95**t)
+            m_hat, v_hat = first[name], second[name]
+            if corrected:
+                m_hat, v_hat = m_hat / (1 - 0.8**t), v_hat / (1 - 0.95**t)
             expected[name] -= own_rate * m_hat / (np.sqrt(v_hat) + 1e-6)
 
     for name, array in model_tensors(model).items():
@@ -129,9 +135,42 @@ def test_the_state_goes_by_the_places_of_parameters_in_the_model() -> None:
     assert moment.shape == (3, D)
 
 
-def test_a_restored_optimizer_goes_on_bit_for_bit_in_a_process_that_built_other_models() -> None:
+def test_without_bias_correction_the_powers_stay_zero_and_so_in_the_state() -> None:
+    model = small_gpt()
+    options = OPTIONS.model_copy(update={"bias_correction": False})
+    optimizer = AdamW(model, options, multi_precision=False)
+    assert optimizer.state() == {}
+    for step in (1, 2):
+        set_gradients(model, seed=step)
+        optimizer.step(1e-3)
+        powers = [array for name, array in optimizer.state().items() if name.endswith("_pow")]
+        assert len(powers) == 2 * len(optimizer.parameters)
+        assert not np.any(powers)
+
+
+def test_without_bias_correction_half_precision_begins_with_its_float32_master() -> None:
+    """The state alone: no CPU kernel updates half precision parameters."""
+    linear = paddle.nn.Linear(3, 2)
+    linear.to(dtype="float16")
+    options = OPTIONS.model_copy(update={"bias_correction": False})
+    optimizer = AdamW(linear, options, multi_precision=True)
+    block = paddle.static.default_main_program().global_block()
+    optimizer.inner._create_accumulators(block, linear.parameters())
+
+    state = optimizer.state()
+
+    assert {array.dtype for array in state.values()} == {np.dtype("float32")}
+    assert state["weight.beta1_pow"].item() == state["weight.beta2_pow"].item() == 0.0
+    np.testing.assert_array_equal(state["weight.master"], linear.weight.numpy())
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_restored_optimizer_goes_on_bit_for_bit_in_a_process_that_built_other_models(
+    corrected: bool,
+) -> None:
+    options = OPTIONS.model_copy(update={"bias_correction": corrected})
     straight = small_gpt()
-    optimizer = AdamW(straight, OPTIONS, multi_precision=False)
+    optimizer = AdamW(straight, options, multi_precision=False)
     for step in (1, 2):
         set_gradients(straight, seed=step)
         optimizer.step(1e-3)
@@ -142,7 +181,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit_in_a_process_that_built_other_
     small_gpt(seed=8)  # Paddle's own tensor names are now shifted
     restored = small_gpt(seed=9)
     set_weights(restored, weights, "memory")
-    second = AdamW(restored, OPTIONS, multi_precision=False)
+    second = AdamW(restored, options, multi_precision=False)
     second.load_state(state)
     set_gradients(restored, seed=3)
     second.step(1e-3)

@@ -76,6 +76,27 @@ def test_shapes_after_the_warm_up(
     assert rates == pytest.approx([quarter, half, end, after], rel=1e-12)
 
 
+def test_the_originals_cosine_counts_from_zero_and_jumps_behind_the_warm_up() -> None:
+    schedule = shape("mindspore_cosine")
+
+    def cosine(count: int) -> float:
+        return 0.1 + 0.5 * (1.0 - 0.1) * (1.0 + math.cos(math.pi * count / 110))
+
+    assert [schedule(step) for step in (1, 2, 10)] == [0.0, 0.1, 0.9]
+    expected = [cosine(count) for count in (10, 11, 55, 109, 110, 110)]
+    rates = [schedule(step) for step in (11, 12, 56, 110, 111, 500)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert rates[0] < 1.0 - 1e-3
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_originals_warm_up_is_a_whole_number_of_steps() -> None:
+    section = LearningRate(name="mindspore_cosine", warmup_rate=0.1)
+    assert build_schedule(section, max_steps=1019).warmup_steps == 101
+    without = build_schedule(section, max_steps=9)
+    assert without(1) == section.max_lr
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 def test_without_warm_up_the_first_update_is_not_lost(name: str) -> None:
     assert shape(name, warmup_steps=0)(1) > 0.98

@@ -7,6 +7,7 @@ from fastffn_cli.errors import DataError, UserError
 from fastffn_cli.generation import generate as module
 from fastffn_cli.generation.generate import generate, iterate_generations
 from fastffn_cli.generation.sampling import SamplingOptions
+from models.gpt import GPT
 from tests.fleetx_models import load_arrays, load_small
 
 GREEDY = SamplingOptions(decode_strategy="greedy_search", min_dec_len=1, max_dec_len=12)
@@ -76,6 +77,20 @@ def test_a_batch_of_unequal_prompts_gives_what_each_gets_alone(model):
     for prompt, each in zip(PROMPTS, together, strict=True):
         alone = generate(model, [prompt], replace(GREEDY, max_dec_len=40, repetition_penalty=1.2))
         assert alone[0].tokens == each.tokens
+
+
+def test_a_hidden_token_is_hidden_with_cache_without_and_in_any_batch(model):
+    """Prompts begin, go on and end with it: the row of an end is read, and must not see padding."""
+    hidden = 9
+    masking = GPT(replace(model.config, masked_token_id=hidden))
+    masking.set_state_dict(model.state_dict())
+    prompts = [[hidden], [66, 85, hidden], [hidden, 95, 7], [3, hidden, 52, 83, 96, 3, 7], [1, 2]]
+    options = replace(GREEDY, max_dec_len=30, num_return_sequences=2)
+    together = tokens_of(generate(masking, prompts, options))
+    assert together == tokens_of(generate(masking, prompts, options, use_cache=False))
+    for index, prompt in enumerate(prompts):
+        assert tokens_of(generate(masking, [prompt], options))[0] == together[2 * index]
+    assert together != tokens_of(generate(model, prompts, options))
 
 
 def test_sequences_that_end_early_leave_the_others_unchanged(model):

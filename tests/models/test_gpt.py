@@ -120,6 +120,116 @@ def test_no_position_sees_the_future(model, ids):
     assert np.abs(after[:, 12:] - before[:, 12:]).max() > 1e-3
 
 
+@pytest.mark.parametrize(("own", "kept"), [(None, False), (0.0, True), (0.9, False)])
+def test_embeddings_have_a_dropout_of_their_own(ids, own, kept):
+    config = replace(CONFIG, num_layers=0, hidden_dropout_prob=0.9, embedding_dropout_prob=own)
+    gpt = GPT(config)
+    gpt.train()
+    embedded = gpt.hidden(ids).numpy()
+    gpt.eval()
+    assert np.array_equal(embedded, gpt.hidden(ids).numpy()) == kept
+
+
+# --- a token that no position attends to ---------------------------------------------------------
+
+HIDDEN = 5
+
+
+@pytest.fixture
+def masking(model):
+    gpt = GPT(replace(CONFIG, masked_token_id=HIDDEN))
+    gpt.set_state_dict(model.state_dict())
+    gpt.eval()
+    return gpt
+
+
+@pytest.fixture
+def documents(ids):
+    """Sequences with the hidden token first, inside, twice in a row, and not at all."""
+    tokens = ids.numpy().copy()
+    tokens[tokens == HIDDEN] += 1
+    tokens[0, [0, 9]] = HIDDEN
+    tokens[1, [4, 5, 13]] = HIDDEN
+    return tokens
+
+
+def attention_of(layer, x, hidden):
+    """The original's formula in float64: score + (1 - m_i m_j [j <= i]) * -1e4, per sequence."""
+    k, heads = layer.head_size, layer.heads
+    state = {name: value.numpy().astype(np.float64) for name, value in layer.named_parameters()}
+    qkv = x @ state["qkv_proj.weight"] + state["qkv_proj.bias"]
+    q, key, v = np.split(qkv.reshape(*x.shape[:2], heads, 3 * k).transpose(0, 2, 1, 3), 3, axis=-1)
+    alive = (~hidden).astype(np.float64)
+    pairs = alive[:, None, :, None] * alive[:, None, None, :] * np.tri(x.shape[1])
+    scores = q @ key.transpose(0, 1, 3, 2) / np.sqrt(k) + (1 - pairs) * MASKED
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    joined = (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+    return joined @ state["out_proj.weight"] + state["out_proj.bias"]
+
+
+def test_attention_around_the_hidden_token_is_the_originals(masking, documents, rng):
+    layer = masking.layers[0].self_attn
+    for parameter in layer.parameters():
+        parameter.set_value(parameter + 0.2 * paddle.randn(parameter.shape))
+    x = rng.normal(size=(*documents.shape, CONFIG.hidden_size)).astype(np.float32)
+    mask = masking._scores_mask(paddle.to_tensor(documents), None, None)
+    found = layer(paddle.to_tensor(x), mask).numpy()
+    hidden = documents == HIDDEN
+    expected = attention_of(layer, x.astype(np.float64), hidden)
+    np.testing.assert_allclose(found[~hidden], expected[~hidden], atol=1e-5)
+    # Next to -1e4, float32 keeps a score to about 5e-4.
+    np.testing.assert_allclose(found[hidden], expected[hidden], atol=1e-2)
+
+
+def test_what_is_not_a_hidden_tokens_row_ignores_it(masking, documents):
+    """Another embedding of the hidden token changes its own rows and no other."""
+    before = masking(paddle.to_tensor(documents)).numpy()[..., :HIDDEN]
+    with paddle.no_grad():
+        masking.word_embeddings.weight[HIDDEN] = paddle.randn([CONFIG.hidden_size])
+    after = masking(paddle.to_tensor(documents)).numpy()[..., :HIDDEN]
+    rows = documents != HIDDEN
+    np.testing.assert_allclose(after[rows], before[rows], atol=1e-6)
+    assert np.abs(after[~rows] - before[~rows]).max() > 0.1
+
+
+@pytest.mark.parametrize("pieces", [[20], [7, 13], [1] * 20, [5, 1, 1, 13]])
+def test_cached_forward_around_the_hidden_token_equals_the_whole_one(masking, documents, pieces):
+    """All rows but the hidden token's own, which see what follows in the same piece."""
+    ids = paddle.to_tensor(documents)
+    whole = masking(ids).numpy()
+    cache = masking.new_cache(batch_size=3, capacity=20)
+    start = 0
+    for length in pieces:
+        end = start + length
+        logits = masking(ids[:, start:end], cache=cache).numpy()
+        rows = documents[:, start:end] != HIDDEN
+        np.testing.assert_allclose(logits[rows], whole[:, start:end][rows], atol=1e-5)
+        start = end
+
+
+def test_a_hidden_token_at_the_end_is_read_the_same_with_a_cache(masking, documents):
+    ids = paddle.to_tensor(np.where(documents == HIDDEN, 1, documents)[:, :12])
+    ids[:, -1] = HIDDEN
+    cache = masking.new_cache(batch_size=3, capacity=12)
+    for start, end in ((0, 5), (5, 11)):
+        masking(ids[:, start:end], cache=cache)
+    last = masking(ids[:, 11:], cache=cache).numpy()[:, -1]
+    np.testing.assert_allclose(last, masking(ids).numpy()[:, -1], atol=1e-5)
+
+
+def test_selected_sequences_keep_their_own_hidden_tokens(masking, documents):
+    ids = paddle.to_tensor(documents)
+    cache = masking.new_cache(batch_size=3, capacity=20)
+    masking(ids[:, :12], cache=cache)
+    order = [2, 0, 0, 1]
+    cache.select(paddle.to_tensor(order))
+    continued = masking(paddle.to_tensor(documents[order][:, 12:]), cache=cache).numpy()
+    rows = documents[order][:, 12:] != HIDDEN
+    expected = masking(ids).numpy()[order][:, 12:]
+    np.testing.assert_allclose(continued[rows], expected[rows], atol=1e-5)
+
+
 @pytest.mark.parametrize("granularity", ["full", "full_attn", "core_attn"])
 def test_recompute_gives_the_same_loss_and_gradients_with_dropout(ids, granularity):
     def gradients(use_recompute):

@@ -1,0 +1,1 @@
+"""Other people's checkpoints and data: one file a system, behind the registry."""

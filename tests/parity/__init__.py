@@ -1,0 +1,1 @@
+"""Against the systems themselves, where they are installed: `make parity`."""
