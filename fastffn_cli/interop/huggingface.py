@@ -234,12 +234,12 @@ def _model_section(
             f"{config_file} is not there: the sizes are those of the tensors, the number of "
             "attention heads is not known"
         ]
-    model, problems, notices = read_model_section(config, sizes)
+    model, problems = read_model_section(config, sizes)
     if problems:
         raise CheckpointError(
             f"{config_file} describes a model that a GPT here is not:\n" + "\n".join(problems)
         )
-    return model, notices
+    return model, []
 
 
 def _find_tokenizer(path: Path) -> Path | None:

@@ -38,8 +38,8 @@ SWITCHES = {
 
 def read_model_section(
     config: Mapping[str, Any], sizes: Mapping[str, int]
-) -> tuple[dict[str, Any], list[str], list[str]]:
-    """Translate a config.json: keys of the `Model` section, problems, notices.
+) -> tuple[dict[str, Any], list[str]]:
+    """Translate a config.json: keys of the `Model` section, and problems.
 
     `sizes` are those of the tensors, by our names: the file must agree with them. Problems are what
     the file has wrong and what a GPT here does not compute.
@@ -60,13 +60,9 @@ def read_model_section(
     if not _is_number(start) or start <= 0:
         problems.append(f"initializer_range is {start!r}, which is no positive number")
     model["initializer_range"] = start
-    notices = []
-    if residual != embedding:
-        notices.append(
-            f"resid_pdrop is {residual} and embd_pdrop {embedding}: hidden_dropout_prob stands for "
-            f"both and becomes {residual}; it matters in training only"
-        )
-    return model, problems, notices
+    if residual != embedding:  # blank stands for the same
+        model["embedding_dropout_prob"] = embedding
+    return model, problems
 
 
 def _check_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], problems: list[str]) -> None:
@@ -140,7 +136,11 @@ def write_config(model: ModelSection, eos_id: int | None) -> dict[str, Any]:
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "initializer_range": model.initializer_range,
         "resid_pdrop": model.hidden_dropout_prob,
-        "embd_pdrop": model.hidden_dropout_prob,
+        "embd_pdrop": (
+            model.hidden_dropout_prob
+            if model.embedding_dropout_prob is None
+            else model.embedding_dropout_prob
+        ),
         "attn_pdrop": model.attention_probs_dropout_prob,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,

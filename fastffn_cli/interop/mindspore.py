@@ -218,6 +218,7 @@ def _read_sizes(file: Path, weights: Mapping[str, StoredTensor]) -> dict[str, An
         "ffn_hidden_size": shapes[inner][1],
         "max_position_embeddings": shapes[POSITIONS][0],
         "masked_token_id": min(shapes[WORDS][0] - 1, GPT2_END_OF_TEXT),
+        "embedding_dropout_prob": 0.0,
         "ffn": ffn,
     }
 

@@ -382,13 +382,13 @@ def test_all_spellings_of_tanh_gelu_are_read(tmp_path: Path, name: str) -> None:
     assert SYSTEM.open(tmp_path).model["hidden_size"] == WIDTH
 
 
-def test_two_dropouts_that_become_one_are_noticed(tmp_path: Path) -> None:
+def test_dropout_of_embeddings_is_kept_where_it_differs(tmp_path: Path) -> None:
     write_gpt2(tmp_path, resid_pdrop=0.25, embd_pdrop=0.0)
 
     opened = SYSTEM.open(tmp_path)
 
     assert opened.model["hidden_dropout_prob"] == 0.25
-    assert any("embd_pdrop 0.0" in notice for notice in opened.notices)
+    assert opened.model["embedding_dropout_prob"] == 0.0
 
 
 def test_missing_and_unexpected_tensors_are_listed(fastffn: Program, tmp_path: Path) -> None:
