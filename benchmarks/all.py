@@ -11,7 +11,7 @@ from fastffn_cli import ui
 HERE = Path(__file__).parent
 # The vocabulary is that of the demo's own tokenizer.
 BENCH = ("-m", "fastffn_cli", "bench", "-c", "demo", "-o", "Model.vocab_size=2048")
-SCRIPTS = ("prepare_throughput.py", "engine_overhead.py")
+SCRIPTS = ("prepare_throughput.py", "engine_overhead.py", "kinds.py")
 COMMANDS = (BENCH, *((str(HERE / script),) for script in SCRIPTS))
 
 

@@ -16,7 +16,6 @@ import argparse
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.provenance import commit
 
 TARGET = 1.05
 WARM_UP = 3
@@ -182,12 +183,6 @@ def bare_step(blueprint: Any) -> Callable[[int], None]:
         optimizer.clear_grad()
 
     return step
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import platform
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.provenance import commit
 
 PORTION_CHARS = 1 << 14
 
@@ -121,12 +122,6 @@ def report(args: argparse.Namespace, size: float, ours: list[float], theirs: lis
         f"ratio      {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

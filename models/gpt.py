@@ -11,7 +11,7 @@ K head size, V vocabulary. HB is heads x batch, heads outermost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional
 
 from models import ffn
-from models.ffn.base import Shape
+from models.ffn.base import Cost, Shape
 
 MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
 
@@ -53,6 +53,16 @@ class GPTConfig:
     def ffn_shape(self) -> Shape:
         """The dense feed-forward that the configured kind stands for."""
         return Shape(self.hidden_size, self.ffn_hidden_size, self.initializer_range)
+
+    @property
+    def ffn_specs(self) -> list[dict[str, Any]]:
+        """The spec of each layer's feed-forward."""
+        return ffn.layer_specs(self.ffn, self.num_layers)
+
+    @property
+    def ffn_costs(self) -> list[Cost]:
+        """The cost of each layer's feed-forward, in closed form."""
+        return ffn.costs(self.ffn, self.ffn_shape, self.num_layers)
 
 
 class KVCache:
@@ -137,13 +147,13 @@ class SelfAttention(nn.Layer):
 class DecoderLayer(nn.Layer):
     """x + dropout(attention(norm1(x))), then x + dropout(ffn(norm2(x)))."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, ffn_spec: Mapping[str, Any]) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
         self.self_attn = SelfAttention(config)
         self.dropout1 = nn.Dropout(config.hidden_dropout_prob)
         self.norm2 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
-        self.ffn = ffn.build(config.ffn, config.ffn_shape)
+        self.ffn = ffn.build(ffn_spec, config.ffn_shape)
         self.dropout2 = nn.Dropout(config.hidden_dropout_prob)
         self.recompute_attention = (
             config.use_recompute and config.recompute_granularity == "full_attn"
@@ -174,7 +184,7 @@ class GPT(nn.Layer):
         self.dropout = nn.Dropout(
             config.hidden_dropout_prob if embedding_dropout is None else embedding_dropout
         )
-        self.layers = nn.LayerList([DecoderLayer(config) for _ in range(config.num_layers)])
+        self.layers = nn.LayerList([DecoderLayer(config, spec) for spec in config.ffn_specs])
         self.norm = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
 
     def forward(
@@ -229,6 +239,19 @@ class GPT(nn.Layer):
         dtype = self.layers[0].self_attn.qkv_proj.weight.dtype
         return KVCache(self.config, batch_size, capacity, dtype)
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what the feed-forwards of the last forward pass add to the objective, or None."""
+        losses = [loss for layer in self.layers if (loss := layer.ffn.auxiliary_loss()) is not None]
+        return sum(losses[1:], losses[0]) if losses else None
+
+    def set_progress(self, share: float, draws: Sequence[float]) -> None:
+        """Tell the feed-forwards, before a training step, how much of the run is done (0 to 1).
+
+        `draws` are random numbers from 0 to 1, one a layer.
+        """
+        for layer, draw in zip(self.layers, draws, strict=True):
+            layer.ffn.set_progress(share, draw)
+
     def on_ffn_replaced(self, spec: dict[str, Any]) -> None:
         """Keep the configuration true after `models.ffn.approximate` or `merge`."""
         self.config = replace(self.config, ffn=spec)
@@ -252,9 +275,9 @@ def count_parameters(config: GPTConfig) -> int:
     d, layers = config.hidden_size, config.num_layers
     attention = 4 * d * d + 4 * d
     norms = 4 * d
-    feed_forward = ffn.cost(config.ffn, config.ffn_shape).parameters
+    feed_forwards = sum(cost.parameters for cost in config.ffn_costs)
     embeddings = (config.vocab_size + config.max_position_embeddings) * d
-    return embeddings + layers * (attention + norms + feed_forward) + 2 * d
+    return embeddings + layers * (attention + norms) + feed_forwards + 2 * d
 
 
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
@@ -264,8 +287,8 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     """
     d = config.hidden_size
     attention = 8 * d * d + 4 * seq_len * d
-    feed_forward = ffn.cost(config.ffn, config.ffn_shape).flops_per_token
-    return config.num_layers * (attention + feed_forward) + 2 * d * config.vocab_size
+    feed_forwards = sum(cost.flops_per_token for cost in config.ffn_costs)
+    return config.num_layers * attention + feed_forwards + 2 * d * config.vocab_size
 
 
 def _linear(config: GPTConfig, in_features: int, out_features: int) -> nn.Linear:

@@ -14,6 +14,7 @@ SHORT = {
     "bench": ("--rounds", "1", "--steps", "1"),
     "prepare_throughput.py": ("--rounds", "1", "--megabytes", "1"),
     "engine_overhead.py": ("--steps", "2"),
+    "kinds.py": ("--hidden", "32", "--seq-len", "32", "--rounds", "1", "--steps", "1"),
 }
 
 

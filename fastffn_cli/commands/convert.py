@@ -115,7 +115,7 @@ def run(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge low-rank factors into dense weights and verify the logits on real tokens.
+    """Merge stage 1 into dense weights and verify the logits on real tokens.
 
     Exit code 5, and nothing written, when the merged model is not the same function. Reads and
     writes checkpoints of FleetX, Hugging Face and MindSpore as well; where the kind of feed-forward

@@ -144,11 +144,13 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _model_text(model: dict[str, Any], ffn: dict[str, Any]) -> str:
-    kind = "dense" if ffn["kind"] == "dense" else f"{ffn['kind']} rank {ffn.get('rank', '?')}"
+    from fastffn_cli.config.ffn import describe_ffn
+
     heads = model["num_attention_heads"] or "unknown number of"
     return (
         f"GPT {model['num_layers']} layers x {model['hidden_size']}, "
-        f"{heads} heads, vocabulary {model['vocab_size']:,}, FFN {kind}"
+        f"{heads} heads, vocabulary {model['vocab_size']:,}, "
+        f"FFN {describe_ffn(ffn)}"
     )
 
 

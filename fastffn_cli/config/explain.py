@@ -57,8 +57,8 @@ def explain_key(path: str, resolved: Resolved | None = None) -> list[tuple[str, 
     if path not in leaf_keys() or key.expected == "a block of keys":
         return _explain_block(path, key)
     rows = [("meaning", key.description), ("type", type_text(key)), ("default", default_text(key))]
-    if key.kind:
-        rows.append(("belongs to", f"Model.ffn.kind: {key.kind}"))
+    if key.kinds:
+        rows.append(("belongs to", f"Model.ffn.kind: {', '.join(key.kinds)}"))
     if resolved is not None:
         values = dict(flatten(resolved.config))
         if path in values:

@@ -28,11 +28,11 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the schema. `kind` names the feed-forward kind that an option belongs to."""
+    """One key of the schema. `kinds` names the feed-forward kinds that an option belongs to."""
 
     path: str
     field: FieldInfo
-    kind: str | None = None
+    kinds: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -124,16 +124,20 @@ def describe_range(metadata: list[Any]) -> list[str]:
     return words
 
 
-def _walk(model: type[BaseModel], prefix: str, kind: str | None = None) -> Iterator[Key]:
+def _walk(model: type[BaseModel], prefix: str, in_kind: bool = False) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}" if prefix else name
-        yield Key(path, field, kind)
+        yield Key(path, field, _kinds_with(name) if in_kind and name != "kind" else ())
         inner = strip_optional(field.annotation)
         if get_origin(inner) is None and isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _walk(inner, path)
         elif name == "ffn":
-            for kind_name, options in FFN_KINDS.items():
-                yield from _walk(options, path, kind_name)
+            for options in FFN_KINDS.values():
+                yield from _walk(options, path, in_kind=True)
+
+
+def _kinds_with(option: str) -> tuple[str, ...]:
+    return tuple(kind for kind, options in FFN_KINDS.items() if option in options.model_fields)
 
 
 @cache

@@ -130,13 +130,17 @@ def _explain(
     return f"'{name}' must be {key.expected}, not {show(given)}{_remedy(key, given)}"
 
 
+def _also(kinds: tuple[str, ...]) -> str:
+    return f" ({', '.join(kinds)} {'have' if len(kinds) > 1 else 'has'} it, too)" if kinds else ""
+
+
 def _explain_unknown(dotted: str, key: Key | None, tree: Branch) -> str:
-    if key is not None and key.kind is not None:
+    if key is not None and key.kinds:
         node = tree.find(("Model", "ffn", "kind"))
         kind = "dense" if node is None or isinstance(node, Branch) else node.value
         return (
             f"'{dotted}' is not an option of the feed-forward kind '{kind}': remove it, or set "
-            f"Model.ffn.kind: {key.kind}"
+            f"Model.ffn.kind: {key.kinds[0]}{_also(key.kinds[1:])}"
         )
     if "." not in dotted:
         whole = _whole_path(dotted, tree)

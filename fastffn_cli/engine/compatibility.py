@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastffn_cli.config.ffn import TRAINING_OPTIONS
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine.checkpoint import Checkpoint
 from fastffn_cli.errors import CheckpointError
@@ -100,8 +101,12 @@ def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> N
             else f"Factor it first: fastffn convert {checkpoint.path} --to {wanted.ffn.kind}",
         )
     sizes = [(f"Model.{key}", getattr(had, key), getattr(wanted, key)) for key in SIZES]
-    ranks = [getattr(part.ffn, "rank", None) for part in (had, wanted)]
-    sizes.append(("Model.ffn.rank", ranks[0], ranks[1]))
+    options = [part.ffn.model_dump() for part in (had, wanted)]
+    sizes += [
+        (f"Model.ffn.{name}", options[0][name], options[1][name])
+        for name in options[0]
+        if name not in TRAINING_OPTIONS
+    ]
     problems = [f"{key} is {old} there, {new} here" for key, old, new in sizes if old != new]
     if problems:
         raise CheckpointError(

@@ -89,6 +89,7 @@ def convert_model(
     parameters_before = count_parameters(model.config)
     replacements: list[ffn.Replacement] = []
     if merging:
+        paddle.seed(loaded.config.Global.seed)  # grown hidden units are drawn
         try:
             ffn.merge(model)
         except ffn.NotMergeable as error:

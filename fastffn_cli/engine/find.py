@@ -61,7 +61,7 @@ def find_checkpoint(
     if path is not None and (path / TRAINER_FILE).exists():
         return path
     root = path if path is not None else Path()
-    wanted = "low-rank" if low_rank else "dense" if dense else "whole"
+    wanted = "stage-1" if low_rank else "dense" if dense else "whole"
     if converted:
         wanted = f"converted {wanted}"
     found = [

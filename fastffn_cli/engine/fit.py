@@ -162,7 +162,9 @@ class _Loop:
     def _advance(self, batch: Batch) -> None:
         session, progress = self.session, self.session.progress
         step = progress.step + 1
-        paddle.seed(step_seed(session.plan.seed, step))
+        seed = step_seed(session.plan.seed, step)
+        paddle.seed(seed)
+        session.task.begin_step((step - 1) / session.plan.max_steps, seed)
         rate = session.schedule(step)
         try:
             result = self.train_step(batch, rate)

@@ -76,12 +76,13 @@ def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
     Of the residual width D: inputs and outputs of both norms (4), scaled queries, keys and values
     (3) and the joined heads (1); dropout masks are bytes, a quarter each. Of the score square H·T:
     the softmax, and with dropout also its result and mask. Of the hidden width F: before and after
-    GELU. Of rank R: between the factors of either matrix.
+    GELU. Of rank R: between the factors of either matrix (`Cost.kept_per_token`). The layer that
+    keeps most stands for all.
     """
     d, square = config.hidden_size, config.num_attention_heads * seq_len
     masks = 0.5 * d if config.hidden_dropout_prob else 0.0
     scores = square * (2.25 if config.attention_probs_dropout_prob else 1.0)
-    wide = 2 * config.ffn_hidden_size + 2 * int(config.ffn.get("rank", 0))
+    wide = max(cost.kept_per_token for cost in config.ffn_costs)
     everything = 8 * d + masks + scores + wide
     kept, rebuilt = everything, 0.0
     if config.use_recompute:
@@ -94,5 +95,5 @@ def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
     # and of attention, whose gradients come when the layer's wide part is gone already.
     squares = 2.3 + (0.8 if rebuilt > scores else 0.0)
     squares -= 1.0 if config.attention_probs_dropout_prob else 0.0
-    working = max(5.2 * d, config.ffn_hidden_size + 3.2 * d, squares * square - wide)
+    working = max(5.2 * d, wide / 2 + 3.2 * d, squares * square - wide)
     return _LayerCount(kept, rebuilt, working)

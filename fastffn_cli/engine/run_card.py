@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastffn_cli.config.ffn import describe_ffn
 from fastffn_cli.ui import number, size
 from models.gpt import count_parameters, flops_per_token
 
@@ -36,8 +37,7 @@ def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
 
 def _model(blueprint: Blueprint) -> str:
     model = blueprint.model
-    kind = model.ffn["kind"]
-    ffn = "dense" if kind == "dense" else f"{kind} (rank {model.ffn['rank']})"
+    ffn = describe_ffn(model.ffn)
     return (
         f"GPT {model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, "
         f"vocabulary {model.vocab_size:,}, {model.max_position_embeddings} positions · FFN {ffn}"

@@ -81,7 +81,9 @@ class TrainStep:
         for micro in micro_batches(batch, self.micro_batch_size):
             with self.precision.autocast():
                 loss = self.task.loss(micro) / valid
-            self.precision.scale(loss).backward()
+                penalty = self.task.penalty(micro)
+            objective = loss if penalty is None else loss + penalty / valid
+            self.precision.scale(objective).backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None, "a step has at least one micro batch"
         return float(total.item())

@@ -103,6 +103,13 @@ class MindSpore:
                 f"{self.title} has no feed-forward layer of kind {kind!r}",
                 hint="Merge the factors first: add --to dense",
             )
+        stay_dense = getattr(model.ffn, "dense_layers", ())
+        if stay_dense:
+            raise UserError(
+                f"{self.title} has one kind of feed-forward for all layers, and layers "
+                f"{', '.join(map(str, stay_dense))} are dense here",
+                hint="Merge the others, too: add --to dense",
+            )
         find = NameFinder(names, self.naming)
         table = [
             find.rule("word_embeddings.weight", WORDS),

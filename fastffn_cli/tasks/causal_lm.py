@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor
 from paddle.nn import functional
 
 if TYPE_CHECKING:
     from fastffn_cli.data.dataset import Batch
+    from models.gpt import GPT
 
 LARGEST_EXPONENT = 20.0  # FleetX's cap: a loss above it prints as e^20, not as an overflow
 
@@ -21,7 +22,7 @@ class CausalLM:
 
     name = "lm"
 
-    def __init__(self, model: nn.Layer) -> None:
+    def __init__(self, model: GPT) -> None:
         self.model = model
 
     def loss(self, batch: Batch) -> Tensor:
@@ -33,6 +34,16 @@ class CausalLM:
         losses_N = token_losses(logits_BSV, paddle.to_tensor(batch.labels_BS))
         mask_N = paddle.to_tensor(batch.mask_BS).reshape([-1])
         return paddle.sum(losses_N * mask_N)
+
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """Return the feed-forwards' auxiliary loss, for each unmasked token once, or None."""
+        auxiliary = self.model.auxiliary_loss()
+        return None if auxiliary is None else auxiliary * self.weight(batch)
+
+    def begin_step(self, share: float, seed: int) -> None:
+        """Tell the feed-forwards how much of the run is done, and draw a number for each layer."""
+        draws = np.random.default_rng(seed).random(self.model.config.num_layers)
+        self.model.set_progress(share, draws.tolist())
 
     def weight(self, batch: Batch) -> float:
         """Return the number of unmasked tokens."""

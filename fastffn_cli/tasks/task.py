@@ -28,6 +28,19 @@ class Task(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """Return the SUM of the losses of the batch's valid tokens: float32, 0-d."""
 
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """Return what the model itself adds to the objective of the batch just given to `loss`.
+
+        A sum, as the loss, to be divided by the same weight; None where it adds nothing. It is
+        trained and not reported.
+        """
+
+    def begin_step(self, share: float, seed: int) -> None:
+        """Prepare the model for a training step: `share` of the run is done, 0 to 1.
+
+        `seed` is the step's own, the same when a run is resumed.
+        """
+
     def weight(self, batch: Batch) -> float:
         """Return the number of valid tokens: what `loss` is to be divided by."""
 

@@ -30,11 +30,14 @@ class Cost:
     """Closed-form cost of one feed-forward layer.
 
     `flops_per_token` counts the forward pass, a multiply-add as two, matrix products only; forward
-    and backward together cost three times as much.
+    and backward together cost three times as much. `kept_per_token` are the values that the
+    backward pass needs beside the input: the hidden units before and after GELU, and what lies
+    between factors.
     """
 
     parameters: int
     flops_per_token: int
+    kept_per_token: int
 
 
 class FFN(nn.Layer):
@@ -69,8 +72,22 @@ class FFN(nn.Layer):
         """
         raise TypeError(f"a trained feed-forward cannot be approximated by kind '{cls.kind}'")
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what the last forward pass adds to the training objective, 0-d, or None."""
+        return None
+
+    def set_progress(self, share: float, draw: float) -> None:
+        """Tell the layer, before a training step, how much of the run is done (0 to 1).
+
+        `draw` is a number from 0 to 1 that is random from step to step and layer to layer, and the
+        same when a run is resumed.
+        """
+
     def merge(self) -> FFN:
-        """Return the dense feed-forward of the same function, or raise `NotMergeable`."""
+        """Return the dense feed-forward of the same function, or raise `NotMergeable`.
+
+        What has to be drawn for it comes from Paddle's random generator.
+        """
         raise NotMergeable(
             f"feed-forward kind '{self.kind}' has no dense form of the same function"
         )

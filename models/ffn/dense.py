@@ -35,7 +35,7 @@ class DenseFFN(FFN):
     def cost(cls, shape: Shape, options: DenseOptions) -> Cost:
         """Parameters 2DF + F + D, forward FLOPs 4DF a token."""
         d, f = shape.hidden_size, shape.ffn_hidden_size
-        return Cost(parameters=2 * d * f + f + d, flops_per_token=4 * d * f)
+        return Cost(parameters=2 * d * f + f + d, flops_per_token=4 * d * f, kept_per_token=2 * f)
 
     def merge(self) -> DenseFFN:
         """Dense already: the layer itself."""

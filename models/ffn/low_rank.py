@@ -11,6 +11,7 @@ Merging multiplies the factors: W = left @ right, bias kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ from paddle.nn import functional
 
 from models.ffn.base import FFN, Cost, Shape
 from models.ffn.dense import DenseFFN
+from models.ffn.moments import MergedParameter, lift_first_moment, lift_second_moment
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class LowRankLinear(nn.Layer):
         self.left = self._factor([in_features, rank], scale_left, options, normal)
         self.right = self._factor([rank, out_features], scale_right, options, normal)
         self.bias = self.create_parameter([out_features], is_bias=True) if bias else None
-        if options.init == "spectral":
+        # A layer built without values (`paddle.LazyGuard`) has them set later.
+        if options.init == "spectral" and self.left._is_initialized():
             dense_IO = paddle.normal(0.0, init_std, [in_features, out_features]).numpy()
             self.set_factors(*truncated_svd(dense_IO, rank))
 
@@ -124,6 +127,30 @@ class LowRankLinear(nn.Layer):
         linear.training = self.training
         return linear
 
+    def merged_parameters(self) -> dict[str, MergedParameter]:
+        """Name the weight, which takes the place of both factors."""
+        shape = (self.in_features, self.out_features)
+        return {"weight": MergedParameter(shape, ("left", "right"))}
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the moments (and the float32 master, if any) of the merged weight, in float64.
+
+        `state` and the result are those of `models.ffn.moments.MergesState`.
+        """
+        keeps_masters = "left.master" in state
+        left, right = (
+            state[f"{name}.master"].astype(np.float64)
+            if keeps_masters
+            else to_float64(getattr(self, name))
+            for name in ("left", "right")
+        )
+        first, second = (
+            lift(left, right, state[f"left.{moment}"], state[f"right.{moment}"])
+            for moment, lift in (("moment1", lift_first_moment), ("moment2", lift_second_moment))
+        )
+        master = {"weight.master": left @ right} if keeps_masters else {}
+        return {"weight.moment1": first, "weight.moment2": second, **master}
+
     @classmethod
     def from_linear(cls, linear: nn.Linear, options: LowRankOptions) -> LowRankLinear:
         """Return the best approximation of `linear` at the rank (truncated SVD, Eckart-Young)."""
@@ -166,7 +193,11 @@ class LowRankFFN(FFN):
         """Parameters 2R(D + F) + F + D, forward FLOPs 4R(D + F) a token."""
         d, f = shape.hidden_size, shape.ffn_hidden_size
         factors = 2 * options.rank * (d + f)
-        return Cost(parameters=factors + f + d, flops_per_token=2 * factors)
+        return Cost(
+            parameters=factors + f + d,
+            flops_per_token=2 * factors,
+            kept_per_token=2 * (f + options.rank),
+        )
 
     @classmethod
     def approximate_pair(

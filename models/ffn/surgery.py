@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from paddle import nn
 
+from models.ffn.base import FFN
+from models.ffn.dense import DenseFFN
 from models.ffn.low_rank import to_float64
 from models.ffn.registry import find_kind
 
@@ -36,10 +38,12 @@ def approximate(model: nn.Layer, kind: str = "low_rank", **options: Any) -> list
     TransformerEncoderLayer`, our `DenseFFN`) and `nn.Sequential`s of Linear, activation, Linear.
     Activations, dropouts and everything else stay as they are.
 
-    Raises `ValueError` for an unknown kind, a bad option, or a model without feed-forwards.
+    Raises `ValueError` for an unknown kind, a bad option, a model without feed-forwards, or one
+    with feed-forwards of a kind of ours other than dense.
     """
     spec = {"kind": kind, **options}
     layer_class, parsed = find_kind(spec)
+    _refuse_cheap(model)
     pairs = list(_find_pairs(model))
     if not pairs:
         raise ValueError("the model has no (Linear, activation, Linear) feed-forward to replace")
@@ -67,6 +71,16 @@ def merge(model: nn.Layer) -> list[str]:
         setattr(parent, name, layer)
     _announce(model, {"kind": "dense"})
     return [path for path, *_ in merged]
+
+
+def _refuse_cheap(model: nn.Layer) -> None:
+    # The pairs inside such a layer (experts, a guiding branch) are no feed-forwards of the model.
+    for name, layer in model.named_sublayers(include_self=True):
+        if isinstance(layer, FFN) and not isinstance(layer, DenseFFN):
+            raise ValueError(
+                f"feed-forward {name or 'given'} is of kind '{layer.kind}' already, and only dense "
+                "ones are approximated"
+            )
 
 
 def _find_pairs(model: nn.Layer) -> Iterator[tuple[str, nn.Layer, str, str]]:

@@ -213,5 +213,5 @@ def test_the_probe_falls_back_to_random_tokens_when_the_data_is_gone(
 def test_nothing_to_convert_says_what_to_do(fastffn: Program, workplace: Workplace) -> None:
     refused = fastffn("convert")
     assert refused.code == 2
-    assert "no low-rank checkpoint to convert in the current folder" in refused.err
+    assert "no stage-1 checkpoint to convert in the current folder" in refused.err
     assert "fastffn pretrain -c FILE" in refused.err

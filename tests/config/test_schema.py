@@ -23,6 +23,9 @@ SPECIAL = {
     "Model.hidden_size": 512,
     "Model.num_attention_heads": 8,
     "Model.ffn.kind": "low_rank",
+    "Model.ffn.dense_layers": [0, -1],
+    "Model.ffn.layer_ranks": [4] * 24,
+    "Model.ffn.blocks": 8,
     "Data.dataset.split": "8,1,1",
     "Data.dataset.max_seq_len": 512,
     "Data.batch_size.global_batch_size": 16,
@@ -65,8 +68,8 @@ def settable():
 
 
 def with_kind(path):
-    kind = leaf_keys()[path].kind
-    return [f"Model.ffn.kind={kind}"] if kind and not path.endswith(".kind") else []
+    kinds = leaf_keys()[path].kinds
+    return [f"Model.ffn.kind={kinds[0]}"] if kinds else []
 
 
 def value_of(resolved, path):
@@ -89,8 +92,8 @@ def test_a_key_set_by_an_override_arrives(path):
 def test_a_key_set_in_a_file_arrives(tmp_path, path):
     value = another_value(path)
     lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(path.split("."))]
-    if leaf_keys()[path].kind and not path.endswith(".kind"):
-        lines.insert(2, f"    kind: {leaf_keys()[path].kind}")
+    if leaf_keys()[path].kinds:
+        lines.insert(2, f"    kind: {leaf_keys()[path].kinds[0]}")
     file = tmp_path / "a.yaml"
     file.write_text("\n".join(lines) + f" {format_value(value)}\n")
     resolved = load_config(str(file))
@@ -236,8 +239,9 @@ def test_the_json_schema_describes_every_key_and_allows_what_the_loader_allows()
     for path, key in all_keys().items():
         node = schema
         for name in path.split("."):
-            if "ffn" in path and name == path.split(".")[-1] and key.kind:
-                node = defs[FFN_KINDS[key.kind].__name__]
+            if path.startswith("Model.ffn.") and name == key.name:
+                kind = key.kinds[0] if key.kinds else "dense"
+                node = defs[FFN_KINDS[kind].__name__]
             node = resolve(node)["properties"][name]
         assert node["description"] == key.description
         nullable = {"type": "null"} in node.get("anyOf", ())
@@ -256,9 +260,9 @@ def test_overrides_complete_to_keys_and_choices():
         "Optimizer.lr.max_lr=",
         "Optimizer.lr.min_lr=",
     ]
-    assert [name for name, _ in complete_override("Model.ffn.kind=")] == [
-        "Model.ffn.kind=dense",
+    assert [name for name, _ in complete_override("Model.ffn.kind=low")] == [
         "Model.ffn.kind=low_rank",
+        "Model.ffn.kind=low_rank_activation",
     ]
     assert [name for name, _ in complete_override("Model.use_recompute=t")] == [
         "Model.use_recompute=true"

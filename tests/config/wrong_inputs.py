@@ -182,21 +182,21 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         "Model:\n  ffn:\n    kind: low_rank\n",
         ("Model.ffn.kind=[]",),
         [
-            "-o Model.ffn.kind=[]  'Model.ffn.kind' must be one of 'dense', 'low_rank', not [] (list)",
+            "-o Model.ffn.kind=[]  'Model.ffn.kind' must be one of 'dense', 'low_rank', 'narrow', 'thin', 'monarch', 'block_dense', 'block_diagonal', 'low_rank_activation', 'moe', 'guided', not [] (list)",
         ],
     ),
     "unknown kind of feed-forward": (
         "Model:\n  ffn:\n    kind: lowrank\n",
         (),
         [
-            "bad.yaml:3  'Model.ffn.kind' must be one of 'dense', 'low_rank', not 'lowrank' (str). Did you mean 'low_rank'?",
+            "bad.yaml:3  'Model.ffn.kind' must be one of 'dense', 'low_rank', 'narrow', 'thin', 'monarch', 'block_dense', 'block_diagonal', 'low_rank_activation', 'moe', 'guided', not 'lowrank' (str). Did you mean 'low_rank'?",
         ],
     ),
     "option of another kind": (
         "Model:\n  ffn:\n    rank: 8\n",
         (),
         [
-            "bad.yaml:3  'Model.ffn.rank' is not an option of the feed-forward kind 'dense': remove it, or set Model.ffn.kind: low_rank",
+            "bad.yaml:3  'Model.ffn.rank' is not an option of the feed-forward kind 'dense': remove it, or set Model.ffn.kind: low_rank (thin, block_dense, low_rank_activation, guided have it, too)",
         ],
     ),
     "zero where one is the least": (
@@ -302,6 +302,70 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         (),
         [
             "bad.yaml:5  rank 33 is above ffn_hidden_size 32: set Model.ffn.rank to at most 32; the original uses 8",
+        ],
+    ),
+    "more hidden units than there will be": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  ffn:\n    kind: narrow\n    width: 257\n",
+        (),
+        [
+            "bad.yaml:6  width 257 is above ffn_hidden_size 256, to which hidden units are grown: set Model.ffn.width to at most 256; a quarter of hidden_size is usual",
+        ],
+    ),
+    "rank above the hidden units": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  ffn:\n    kind: thin\n    rank: 17\n",
+        (),
+        [
+            "bad.yaml:6  rank 17 is above width 16: set Model.ffn.rank to at most 16, or raise Model.ffn.width",
+        ],
+    ),
+    "blocks that do not divide": (
+        "Model:\n  hidden_size: 48\n  num_attention_heads: 4\n  ffn:\n    kind: monarch\n    blocks: 5\n",
+        (),
+        [
+            "bad.yaml:6  5 blocks do not divide both hidden_size 48 and ffn_hidden_size 192: set Model.ffn.blocks to one of 1, 2, 3, 4, 6, 8, 12, 16, 24, 48",
+        ],
+    ),
+    "blocks of a guided kind that do not divide": (
+        "Model:\n  hidden_size: 18\n  num_attention_heads: 2\n  ffn:\n    kind: guided\n    inner: block_diagonal\n",
+        (),
+        [
+            "bad.yaml:2  4 blocks do not divide both hidden_size 18 and ffn_hidden_size 72: set Model.ffn.blocks to one of 1, 2, 3, 6, 9, 18",
+        ],
+    ),
+    "rank that the blocks do not divide": (
+        "Model:\n  ffn:\n    kind: block_dense\n    rank: 30\n",
+        (),
+        [
+            "bad.yaml:4  rank 30 is not a multiple of 4 blocks: set Model.ffn.rank to 28 or 32",
+        ],
+    ),
+    "rank of blocks above the width": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  ffn:\n    kind: block_dense\n    rank: 68\n",
+        (),
+        [
+            "bad.yaml:6  rank 68 is above 64: set Model.ffn.rank to 64",
+        ],
+    ),
+    "more choices than experts": (
+        "Model:\n  ffn:\n    kind: moe\n    experts: 4\n    top_k: 5\n",
+        (),
+        [
+            "bad.yaml:5  top_k 5 is above experts 4: set Model.ffn.top_k to at most 4; 1 and 2 are usual",
+        ],
+    ),
+    "options that the guided kind does not have": (
+        "Model:\n  ffn:\n    kind: guided\n    rank: 4\n    width: 8\n    blocks: 2\n",
+        (),
+        [
+            "bad.yaml:5  width is not an option of the inner kind low_rank, which has rank: remove Model.ffn.width, or set Model.ffn.inner",
+            "bad.yaml:6  blocks is not an option of the inner kind low_rank, which has rank: remove Model.ffn.blocks, or set Model.ffn.inner",
+        ],
+    ),
+    "guided rank above the width": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  ffn:\n    kind: guided\n    rank: 65\n",
+        (),
+        [
+            "bad.yaml:6  rank 65 is above hidden_size 64: set Model.ffn.rank to at most 64; the original uses 8",
         ],
     ),
     "sequence longer than positions": (

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 import pytest
 
+from fastffn_cli.config.load import default_config
 from fastffn_cli.engine.checkpoint import load_model, read_checkpoint
 from fastffn_cli.engine.tensor_file import stored
 from fastffn_cli.errors import CheckpointError, UserError
@@ -353,3 +354,10 @@ MEASURE = (
     "status = Path('/proc/self/status').read_text()\n"
     "print(1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1]))\n"
 )
+
+
+def test_layers_that_stayed_dense_have_no_place_beside_factors():
+    given = default_config(["Model.ffn={kind: low_rank, rank: 2, dense_layers: [0]}"])
+    model = given.config.Model
+    with pytest.raises(UserError, match="layers 0 are dense here"):
+        SYSTEM.rules(model, ())

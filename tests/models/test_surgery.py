@@ -163,6 +163,24 @@ def test_a_model_without_feed_forwards_is_refused(model):
         approximate(model, rank=2)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "low_rank", "rank": 4},
+        {"kind": "guided", "rank": 4},
+        {"kind": "moe", "experts": 2, "expert_size": 8},
+        {"kind": "moe", "experts": 2, "expert_size": 8, "dense_layers": [0]},
+    ],
+)
+def test_a_model_with_cheap_feed_forwards_is_refused_and_left_alone(spec):
+    model = small_gpt(**spec)
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ValueError, match=f"is of kind '{spec['kind']}' already"):
+        approximate(model, rank=2)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert model.config.ffn == spec
+
+
 def test_a_layer_without_dense_form_leaves_the_model_unchanged():
     class Unmergeable(nn.Layer):
         def merge(self):
