@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class Target(str, Enum):
-    """Kinds of feed-forward layer to convert to."""
+    """Kinds of feed-forward layer to convert to: dense, and what fits a trained dense layer."""
 
     DENSE = "dense"
     LOW_RANK = "low_rank"
+    MONARCH = "monarch"
+    BLOCK_DENSE = "block_dense"
+    BLOCK_DIAGONAL = "block_diagonal"
 
 
 class Precision(str, Enum):
@@ -56,8 +59,17 @@ def run(
         typer.Option(
             "--rank",
             min=1,
-            help="Rank for --to low_rank (truncated SVD).",
+            help="Rank for --to low_rank (truncated SVD) and --to block_dense.",
             show_default="8",
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            "--blocks",
+            min=1,
+            help="Blocks for --to monarch, block_dense and block_diagonal.",
+            show_default="4",
         ),
     ] = None,
     source_system: Annotated[
@@ -143,7 +155,7 @@ def run(
             path=checkpoint,
             out_dir=out,
             kind=to.value,
-            rank=rank,
+            options={"rank": rank, "blocks": blocks},
             source_system=source_system,
             target_system=target_system,
             config=config,

@@ -82,7 +82,10 @@ def _say_end(stage: str, blueprint: Blueprint, summary: Summary) -> None:
     ui.say(f"done: {', '.join(parts)}")
     ui.say(f"  checkpoint  {summary.checkpoint}")
     ui.say(f"  loss curve  {blueprint.run_dir / 'loss.png'}")
-    if blueprint.model.ffn["kind"] != "dense":
+    from models.ffn import is_mergeable
+
+    spec = blueprint.model.ffn
+    if spec["kind"] != "dense" and is_mergeable(spec):
         ui.say(f"  next        fastffn convert {summary.checkpoint}")
     else:
         ui.say(f"  next        fastffn eval {summary.checkpoint}")

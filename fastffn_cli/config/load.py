@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastffn_cli.config import rules  # noqa: F401  (registers the rules)
+from fastffn_cli.config import rules, rules_ffn  # noqa: F401  (register the rules)
 from fastffn_cli.config.derive import derive_values, yield_to_overrides
 from fastffn_cli.config.dialect import read_dialect
 from fastffn_cli.config.dialect_reading import Move

@@ -6,6 +6,7 @@ consequence of another problem.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -73,3 +74,19 @@ def review_config(config: Config, given: Mapping[str, Origin], invalid: set[str]
 
 def _touches(key: str, bad: str) -> bool:
     return key == bad or key.startswith(bad + ".") or bad.startswith(key + ".")
+
+
+def divisors(number: int) -> set[int]:
+    """All numbers that divide `number`."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return {*small, *(number // size for size in small)}
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`, for advice."""
+    return max(size for size in divisors(number) if size <= limit)
+
+
+def nearest_divisor(number: int, wish: int) -> int:
+    """The divisor of `number` nearest to `wish`, for advice."""
+    return min(divisors(number), key=lambda size: (abs(size - wish), size))

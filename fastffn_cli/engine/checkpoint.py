@@ -225,15 +225,4 @@ def hollow_model(config: Config) -> GPT:
     from models.gpt import GPT
 
     with paddle.LazyGuard():
-        model = GPT(gpt_config(_without_spectral_start(config)))
-    model.on_ffn_replaced(config.Model.ffn.model_dump())
-    return model
-
-
-def _without_spectral_start(config: Config) -> Config:
-    """Spare the decompositions of initial weights that are overwritten at once."""
-    ffn = config.Model.ffn
-    if getattr(ffn, "init", None) != "spectral":
-        return config
-    plain = ffn.model_copy(update={"init": "normal"})
-    return config.model_copy(update={"Model": config.Model.model_copy(update={"ffn": plain})})
+        return GPT(gpt_config(config))

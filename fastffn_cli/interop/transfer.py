@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastffn_cli.config.ffn import FFN_KINDS
 from fastffn_cli.engine.checkpoint import (
     Checkpoint,
     build_loaded,
@@ -30,14 +31,13 @@ if TYPE_CHECKING:
     from fastffn_cli.engine.conversion import Conversion
     from fastffn_cli.tasks.task import TaskFactory
 
-DEFAULT_RANK = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
     """What the user asked for.
 
-    `kind` is that of the feed-forwards to make, `rank` None where it was not said; `source_system`
+    `kind` is that of the feed-forwards to make, `options` its options by name, None where nothing
+    was said; `source_system`
     is `auto`, `native` or a name of the registry, `target_system` `native` or such a name; `config`
     and `overrides` are what the user says about another system's model; `tokenizer` is a SPEC.
     """
@@ -45,7 +45,7 @@ class Wish:
     path: Path | None
     out_dir: Path | None
     kind: str
-    rank: int | None
+    options: Mapping[str, int | None]
     source_system: str
     target_system: str
     config: str | None
@@ -178,18 +178,23 @@ def _open_source(wish: Wish, path: Path, foreign: bool) -> Checkpoint:
 
 
 def _choose_spec(wish: Wish, source: Checkpoint) -> dict[str, Any] | None:
-    kind, rank = source.ffn_kind, getattr(source.config.Model.ffn, "rank", None)
-    if kind == wish.kind:
-        if wish.rank not in (None, rank):
-            raise UserError(
-                f"{source.path} is of kind '{kind}' with rank {rank}, not {wish.rank}",
-                hint=f"Make it dense first, then: fastffn convert DENSE --to {kind} "
-                f"--rank {wish.rank}",
-            )
-        return None
-    if wish.kind == "dense":
-        return {"kind": "dense"}
-    return {"kind": wish.kind, "rank": wish.rank or DEFAULT_RANK}
+    """Return the feed-forward to make, or None where it stays what it is."""
+    kind, had = source.ffn_kind, source.config.Model.ffn.model_dump()
+    given = {name: value for name, value in wish.options.items() if value is not None}
+    strange = [name for name in given if name not in FFN_KINDS[wish.kind].model_fields]
+    if strange:
+        raise UserError(f"--{strange[0]} is no option of the kind '{wish.kind}'")
+    if kind != wish.kind:
+        return {"kind": wish.kind, **given}
+    other = [name for name, value in given.items() if had[name] != value]
+    if other:
+        raise UserError(
+            f"{source.path} is of kind '{kind}' with {other[0]} {had[other[0]]}, not "
+            f"{given[other[0]]}",
+            hint=f"Make it dense first, then: fastffn convert DENSE --to {kind} "
+            f"--{other[0]} {given[other[0]]}",
+        )
+    return None
 
 
 def _choose_tokenizer(wish: Wish, source: Checkpoint, warnings: list[str]) -> Tokenizer | None:

@@ -21,7 +21,7 @@ from models.ffn.low_rank_activation import LowRankActivationFFN
 from models.ffn.moe import MoEFFN
 from models.ffn.monarch import MonarchFFN
 from models.ffn.narrow import NarrowFFN
-from models.ffn.registry import KINDS, build, cost, costs, find_kind, layer_specs
+from models.ffn.registry import KINDS, build, cost, costs, find_kind, is_mergeable, layer_specs
 from models.ffn.surgery import Replacement, approximate, merge
 from models.ffn.thin import ThinFFN
 
@@ -49,6 +49,7 @@ __all__ = [
     "costs",
     "find_kind",
     "grow",
+    "is_mergeable",
     "layer_specs",
     "merge",
 ]

@@ -78,6 +78,11 @@ def costs(spec: Mapping[str, Any], shape: Shape, num_layers: int) -> list[Cost]:
     return [cost(each, shape) for each in layer_specs(spec, num_layers)]
 
 
+def is_mergeable(spec: Mapping[str, Any]) -> bool:
+    """Whether layers of the spec's kind have a dense form of the same function."""
+    return KINDS[spec["kind"]].merge is not FFN.merge
+
+
 def build(spec: Mapping[str, Any], shape: Shape) -> FFN:
     """Make one feed-forward layer of the spec's kind."""
     layer, options = find_kind(spec)

@@ -215,3 +215,36 @@ def test_nothing_to_convert_says_what_to_do(fastffn: Program, workplace: Workpla
     assert refused.code == 2
     assert "no stage-1 checkpoint to convert in the current folder" in refused.err
     assert "fastffn pretrain -c FILE" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tensor"),
+    [
+        ("low_rank", ("--rank", "3"), "left"),
+        ("monarch", ("--blocks", "2"), "left"),
+        ("block_dense", ("--blocks", "2", "--rank", "4"), "left"),
+        ("block_diagonal", ("--blocks", "2"), "weight"),
+    ],
+)
+def test_trained_layers_become_every_kind_that_can_fit_them_and_dense_again(
+    fastffn: Program, run_copy: Path, kind: str, options: tuple[str, ...], tensor: str
+) -> None:
+    assert fastffn("convert", "--out", "dense").code == 0
+    there = fastffn("convert", "dense", "--to", kind, *options, "--out", "cheap", "--json")
+    assert there.code == 0, there.err
+    report = json.loads(there.out)
+    assert report["parameters_after"] < report["parameters_before"]
+    assert all(0 < error < 1 for layer in report["layers"] for error in layer["relative_errors"])
+    cheap = read_checkpoint(Path("cheap"))
+    assert cheap.ffn_kind == kind
+    assert f"layers.0.ffn.linear1.{tensor}" in cheap.weights()
+    back = fastffn("convert", "cheap", "--out", "again", "--json")
+    assert back.code == 0, back.err
+    assert json.loads(back.out)["max_logit_difference"] < 1e-4
+
+
+def test_an_option_of_another_kind_is_refused(fastffn: Program, run_copy: Path) -> None:
+    assert fastffn("convert", "--out", "dense").code == 0
+    refused = fastffn("convert", "dense", "--to", "monarch", "--rank", "3", "--out", "x")
+    assert refused.code == 2
+    assert "--rank is no option of the kind 'monarch'" in refused.err

@@ -24,7 +24,7 @@ from fastffn_cli.interop.transfer import Wish, plan_transfer, run_transfer
 source, target_system, out = sys.argv[1:4]
 use_device("cpu")
 wish = Wish(
-    path=Path(source), out_dir=Path(out), kind="dense", rank=None, source_system="auto",
+    path=Path(source), out_dir=Path(out), kind="dense", options={}, source_system="auto",
     target_system=target_system, config=None, overrides=sys.argv[4:], tokenizer=None,
     tolerance=0.0, dtype="float32",
 )
