@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "low_rank 8": {"kind": "low_rank", "rank": 8},
     "low_rank D/4": {"kind": "low_rank", "rank": "D/4"},
     "narrow D/4": {"kind": "narrow", "width": "D/4"},
-    "thin 32, D/4": {"kind": "thin", "rank": 32, "width": "D/4"},
+    "thin D/8, D/4": {"kind": "thin", "rank": "D/8", "width": "D/4"},
     "monarch 4": {"kind": "monarch", "blocks": 4},
     "block_dense 4, D/4": {"kind": "block_dense", "blocks": 4, "rank": "D/4"},
     "block_diagonal 4": {"kind": "block_diagonal", "blocks": 4},
@@ -96,11 +96,12 @@ def measure(
 
 
 def configure(args: argparse.Namespace, spec: dict[str, Any]) -> Any:
-    """The configuration of one kind; `D/4` stands for a quarter of the width."""
+    """The configuration of one kind; `D/4` and `D/8` stand for parts of the width."""
     from fastffn_cli.config.dump import format_value
     from fastffn_cli.config.load import default_config
 
-    options = {name: args.hidden // 4 if value == "D/4" else value for name, value in spec.items()}
+    parts = {"D/4": args.hidden // 4, "D/8": args.hidden // 8}
+    options = {name: parts.get(value, value) for name, value in spec.items()}
     model = {
         "vocab_size": args.vocab,
         "hidden_size": args.hidden,
