@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -146,6 +147,7 @@ def run(
     `fastffn convert GPT_345M/model.pdparams -c gpt_345m.yaml --format hf --out gpt-345m`
     """
     from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.interrupt import end_on_sigterm
     from fastffn_cli.interop.transfer import Wish, plan_transfer, run_transfer
     from fastffn_cli.tasks.causal_lm import CausalLM
 
@@ -169,7 +171,8 @@ def run(
         ui.warn(line)
     for line in plan.remarks:
         ui.notice(line)
-    outcome = run_transfer(plan, CausalLM)
+    with end_on_sigterm():
+        outcome = run_transfer(plan, CausalLM)
     result = outcome.conversion
     for line in outcome.remarks:
         ui.notice(line)
@@ -183,7 +186,8 @@ def run(
         _report(plan, result)
     ui.say(f"wrote {plan.out_dir}")
     if target_system == "native" and to is Target.DENSE:
-        ui.say(f"next: fastffn posttrain -c FILE --from {plan.out_dir}")
+        following = ["fastffn", "posttrain", "-c", "FILE", "--from", str(plan.out_dir)]
+        ui.say(f"next: {shlex.join(following)}")
 
 
 def _report(plan: Plan, result: Conversion) -> None:

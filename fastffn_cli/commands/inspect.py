@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,7 +186,7 @@ def _inspect_foreign(path: Path, plot: Path | None, tensors: bool, as_json: bool
     _show(_foreign_rows(described))
     if tensors:
         _show_tensors(described["tensors"])
-    ui.say(f"next: fastffn convert {path}")
+    ui.say(f"next: {shlex.join(['fastffn', 'convert', str(path)])}")
 
 
 def _inspect_mindrecord(path: Path, plot: Path | None, tensors: bool, as_json: bool) -> None:

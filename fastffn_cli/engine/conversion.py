@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import paddle
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import Batch, TokenDataset
 from fastffn_cli.data.token_files import open_tokens
-from fastffn_cli.engine.checkpoint import LoadedModel, model_tensors
+from fastffn_cli.engine.checkpoint import LoadedModel
 from fastffn_cli.engine.find import CHECKPOINTS_DIR
+from fastffn_cli.engine.tensor_file import StoredTensor
 from fastffn_cli.errors import DataError, MergeCheckFailed, UserError
 from fastffn_cli.tasks.task import Task, TaskFactory
 from models import ffn
 from models.gpt import GPT, count_parameters
 
 PROBE_TOKENS = 8192
-PROBE_LOGITS = 1 << 27  # two sets of them are held at a time: 1 GiB in float32
+PROBE_LOGITS = 1 << 24  # a set of them is 64 MiB in float32; about six are held at a time
+PROBE_LENGTH = 64  # tokens of a probe at least, however large the vocabulary
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Conversion:
 
     config: Config
     trainer: dict[str, Any]
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, StoredTensor]
     parameters_before: int
     parameters_after: int
     difference: Difference
@@ -109,7 +112,7 @@ def convert_model(
     return Conversion(
         config=_with_ffn(loaded.config, spec),
         trainer=_trainer_record(loaded, model, difference, probe),
-        tensors=_single(model_tensors(model)),
+        tensors=_stored_weights(model),
         parameters_before=parameters_before,
         parameters_after=count_parameters(model.config),
         difference=difference,
@@ -148,7 +151,9 @@ def draw_probe(loaded: LoadedModel) -> Probe:
     seq_len = min(config.Data.dataset.max_seq_len, config.Model.max_position_embeddings)
     vocab_size = config.Model.vocab_size
     assert vocab_size is not None, "a checkpoint's configuration is resolved"
-    rows = max(1, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size) // seq_len)
+    tokens = max(PROBE_LENGTH, min(PROBE_TOKENS, PROBE_LOGITS // vocab_size))
+    seq_len = min(seq_len, tokens)
+    rows = tokens // seq_len
     recorded = loaded.trainer.get("data", {}).get("input_dir")
     named = [place for place in (config.Data.dataset.input_dir, recorded) if place is not None]
     for place in named:
@@ -217,5 +222,13 @@ def _trainer_record(
     }
 
 
-def _single(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: array.astype(np.float32) for name, array in tensors.items()}
+def _stored_weights(model: GPT) -> dict[str, StoredTensor]:
+    """Name the model's weights, float32, each copied out of the model when it is written."""
+
+    def read(parameter: paddle.Tensor) -> np.ndarray:
+        return parameter.astype("float32").numpy()
+
+    return {
+        name: StoredTensor(tuple(parameter.shape), "float32", partial(read, parameter))
+        for name, parameter in model.named_parameters()
+    }

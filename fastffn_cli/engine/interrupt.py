@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from fastffn_cli.errors import EXIT_SIGINT, EXIT_SIGTERM
+from fastffn_cli.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
 
 class StopRequest:
@@ -42,3 +42,17 @@ def listen(announce: Any) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def end_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into `Interrupted` inside the block, so that unfinished files are removed."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted("stopped by SIGTERM; nothing was written", exit_code=EXIT_SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

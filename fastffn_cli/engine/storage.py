@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -94,7 +95,11 @@ def new_folder(final_dir: Path, *, manifest: bool = True) -> Iterator[Path]:
     """
     if final_dir.exists():
         raise UserError(f"{final_dir} exists already; nothing was overwritten")
-    final_dir.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{final_dir} cannot be made: {error.strerror}") from error
+    _remove_abandoned(final_dir)
     temporary = final_dir.with_name(f".{final_dir.name}.{os.getpid()}.tmp")
     remove_folder(temporary)
     temporary.mkdir()
@@ -110,6 +115,14 @@ def new_folder(final_dir: Path, *, manifest: bool = True) -> Iterator[Path]:
             sync_dir(final_dir.parent)
     finally:
         remove_folder(temporary)
+
+
+def _remove_abandoned(final_dir: Path) -> None:
+    """Delete what processes that were killed left of this very folder."""
+    for leftover in final_dir.parent.glob(f".{glob.escape(final_dir.name)}.*.tmp"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not _is_running(int(owner)):
+            remove_folder(leftover)
 
 
 def remove_leftovers(parent_dir: Path) -> None:

@@ -86,7 +86,9 @@ def open_safetensors(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(opened.read(8), "little")
             header: dict[str, Any] = json.loads(opened.read(length))
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{file} cannot be read: it is truncated, damaged or no safetensors file ({error})"
+        ) from error
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():

@@ -58,8 +58,25 @@ def join_parts(found: Found, parts: Mapping[Rank, Tensors]) -> Tensors:
         name: _join(name, [columns[key][name] for key in sorted(columns)], problems)
         for name in first
     }
+    problems += _missing_columns(joined, len(columns))
     _refuse(found, problems)
     return joined
+
+
+def _missing_columns(joined: Tensors, ranks: int) -> list[str]:
+    """Say where the last of the tensor parallel parts are missing: no folder number tells it."""
+    for name, tensor in joined.items():
+        copies = 3 if name.endswith("qkv_proj.weight") else 1
+        if not name.endswith(("qkv_proj.weight", "q_proj.weight")) or len(tensor.shape) != 2:
+            continue
+        width, found = tensor.shape
+        if found < copies * width and (ranks * copies * width) % found == 0:
+            return [
+                f"the parts of {ranks} tensor parallel ranks hold {found} of the "
+                f"{copies * width} columns of {name}: there were probably "
+                f"{ranks * copies * width // found} ranks"
+            ]
+    return []
 
 
 def _refuse(found: Found, problems: Sequence[str]) -> None:
@@ -140,8 +157,16 @@ def _concatenated(parts: Sequence[StoredTensor], axis: int) -> StoredTensor:
     def read() -> np.ndarray:
         joined = np.empty(shape, "float32" if parts[0].dtype == "bfloat16" else parts[0].dtype)
         for place, part in enumerate(parts):
-            target = np.moveaxis(joined, axis, 0)[place * width : (place + 1) * width]
+            rows = np.moveaxis(joined, axis, 0)
+            target = rows[place * width : (place + 1) * width]
             target[...] = np.moveaxis(part.read(), axis, 0)
+            # Biases may all be zero; two parts of a matrix are never the same.
+            first = rows[:width]
+            if place and joined.ndim > 1 and np.array_equal(target, first) and np.ptp(first):
+                raise CheckpointError(
+                    f"tensor parallel ranks 0 and {place} hold the same values: one of them is a "
+                    "copy of the other"
+                )
         return joined
 
     return StoredTensor(tuple(shape), parts[0].dtype, read)

@@ -71,7 +71,10 @@ def _folder(folder: Path) -> str:
             return "a folder with a damaged config.json"
         return f"a folder with a config.json of model_type {kind!r}"
     for pattern, words in MARKS_IN_FOLDERS:
-        if any(folder.glob(pattern)):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1 and files[0].is_file():
+            return f"{words}, of which {files[0].name} is {seems_to_be(files[0])}"
+        if files:
             return words
     return "an empty folder" if not any(folder.iterdir()) else "a folder of something else"
 

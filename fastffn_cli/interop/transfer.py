@@ -20,7 +20,7 @@ from fastffn_cli.engine.checkpoint import (
 )
 from fastffn_cli.engine.conversion import convert_model, default_out_dir, refuse_existing
 from fastffn_cli.engine.find import find_checkpoint, holds_native
-from fastffn_cli.engine.tensor_file import StoredTensor, stored
+from fastffn_cli.engine.tensor_file import StoredTensor
 from fastffn_cli.errors import UserError
 from fastffn_cli.interop.reading import ForeignCheckpoint, read_foreign
 from fastffn_cli.interop.registry import NATIVE, find_system
@@ -124,7 +124,7 @@ def run_transfer(plan: Plan, make_task: TaskFactory) -> Outcome:
             dtype=wish.dtype,
         )
         config, trainer = result.config, result.trainer
-        weights = {name: stored(array) for name, array in result.tensors.items()}
+        weights = result.tensors
     if wish.target_system == NATIVE:
         write_checkpoint(
             plan.out_dir,

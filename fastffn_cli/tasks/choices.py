@@ -52,8 +52,8 @@ def text_tokenizer(loaded: LoadedModel, path: Path) -> Tokenizer:
     if tokenizer is None:
         raise UserError(
             f"{loaded.path} has no tokenizer to read {path} with",
-            hint="Prepare it with the tokenizer of the model and name the folder: "
-            "fastffn prepare FILE --tokenizer SPEC --out DIR",
+            hint="Put the model's tokenizer beside its weights when they are converted: "
+            "fastffn convert ... --tokenizer SPEC",
         )
     vocabulary = loaded.model.config.vocab_size
     if tokenizer.vocab_size > vocabulary:

@@ -122,11 +122,19 @@ def test_a_part_moved_away_is_known_by_its_columns(tmp_path):
         SYSTEM.open(file)
 
 
-def test_a_last_rank_that_is_missing_is_known_by_its_columns(tmp_path):
-    ranks = dealt(4)
-    del ranks[3, 0, 0], ranks[2, 0, 0]
-    with pytest.raises(CheckpointError, match="48 of 96 columns"):
+@pytest.mark.parametrize(("kept", "columns"), [(2, 48), (3, 72)])
+def test_last_ranks_that_are_missing_are_known_by_the_columns(tmp_path, kept, columns):
+    ranks = {rank: arrays for rank, arrays in dealt(4).items() if rank[0] < kept}
+    with pytest.raises(CheckpointError, match=f"{columns} of the 96 columns .* probably 4 ranks"):
         SYSTEM.open(save_ranks(tmp_path, ranks))
+
+
+def test_one_rank_copied_into_the_place_of_another_is_refused_when_it_is_read(tmp_path):
+    ranks = dealt(2)
+    ranks[1, 0, 0] = ranks[0, 0, 0]
+    tensors = SYSTEM.open(save_ranks(tmp_path, ranks)).tensors
+    with pytest.raises(CheckpointError, match="ranks 0 and 1 hold the same values"):
+        tensors["gpt.decoder.layers.0.linear1.weight"].read()
 
 
 def test_everything_that_is_missing_is_listed(tmp_path):

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from fastffn_cli.interop.registry import SYSTEMS
+from tests.conftest import program_env
 
 HEADS = "-o", "Model.num_attention_heads=4"
 
@@ -295,3 +298,54 @@ def test_a_foreign_checkpoint_is_found_by_content_under_any_name(checkpoint, con
     shutil.copy(theirs / "model.pdparams", workplace.dir / "weights.bin")
     back = convert("weights.bin", "--out", "back", *HEADS)
     assert_bit_equal(weights(convert(theirs, "--out", "again", *HEADS)), weights(back))
+
+
+def test_an_output_below_a_file_is_refused(checkpoint, refused, workplace):
+    (workplace.dir / "notes.txt").write_text("x")
+    said = refused(checkpoint, "--format", "hf", "--out", "notes.txt/x")
+    assert "notes.txt/x cannot be made" in said
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next_one(checkpoint, convert, workplace):
+    left = workplace.dir / ".theirs.4999999.tmp"  # no process has a number as large
+    other = workplace.dir / ".others.4999999.tmp"
+    for folder in (left, other):
+        folder.mkdir()
+    convert(checkpoint, "--format", "hf", "--out", "theirs")
+    assert not left.exists()
+    assert other.exists()
+
+
+def test_a_folder_of_one_broken_file_says_what_the_file_is(refused, workplace):
+    (workplace.dir / "model").mkdir()
+    (workplace.dir / "model" / "model.pdparams").write_bytes(b"")
+    said = refused("model", "--out", "x")
+    assert "model.pdparams is an empty file" in said
+
+
+def test_sigterm_ends_a_conversion_without_leftovers(checkpoint, workplace):
+    slow = (
+        "import os, signal, sys\n"
+        "from fastffn_cli.interop import writing\n"
+        "whole = writing.split_tensors\n"
+        "def split(rules, weights):\n"
+        "    tensors = whole(rules, weights)\n"
+        "    last = list(tensors)[-1]\n"
+        "    def read():\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return tensors[last].read()\n"
+        "    first = type(tensors[last])(tensors[last].shape, tensors[last].dtype, read)\n"
+        "    return {**tensors, last: first}\n"
+        "writing.split_tensors = split\n"
+        "from fastffn_cli.app import main\n"
+        "sys.argv = ['fastffn', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    arguments = ["convert", str(checkpoint), "--format", "hf", "--out", "killed", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", slow, *arguments],
+        cwd=workplace.dir, env=program_env(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert done.stdout == ""
+    assert not list(workplace.dir.glob("*killed*"))

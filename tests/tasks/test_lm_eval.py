@@ -221,7 +221,7 @@ def test_a_text_of_fewer_than_two_tokens_is_an_error(loaded, tmp_path, content):
 def test_a_text_without_a_tokenizer_says_how_to_get_ids(loaded, text_file):
     with pytest.raises(UserError, match="no tokenizer") as caught:
         values_of(replace(loaded, tokenizer=None), data=str(text_file))
-    assert "fastffn prepare" in caught.value.hint
+    assert "fastffn convert" in caught.value.hint
 
 
 def test_ids_outside_the_vocabulary_are_named(loaded, tmp_path):
