@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,19 +160,25 @@ def _inspect_checkpoint(path: Path, plot: Path | None, tensors: bool, as_json: b
     from fastffn_cli.engine.inspect_checkpoint import describe_checkpoint
 
     described = describe_checkpoint(path)
+    _show_checkpoint(described, _checkpoint_rows, tensors, as_json)
+
+
+def _show_checkpoint(
+    described: dict[str, Any],
+    rows_of: Callable[[dict[str, Any]], list[tuple[str, str]]],
+    tensors: bool,
+    as_json: bool,
+) -> None:
+    listed: list[dict[str, Any]] = described["tensors"]
     if as_json:
-        listed = described if tensors else {**described, "tensors": len(described["tensors"])}
-        ui.data_json(listed)
+        ui.data_json(described if tensors else {**described, "tensors": len(listed)})
         return
-    _show(_checkpoint_rows(described))
-    if tensors:
-        _show_tensors(described["tensors"])
-
-
-def _show_tensors(tensors: list[dict[str, Any]]) -> None:
-    width = max((len(tensor["name"]) for tensor in tensors), default=0)
+    _show(rows_of(described))
+    if not tensors:
+        return
+    width = max((len(tensor["name"]) for tensor in listed), default=0)
     ui.data("")
-    for tensor in tensors:
+    for tensor in listed:
         ui.data(f"{tensor['name']:<{width}}  {tensor['dtype']:<9} {tensor['shape']}")
 
 
@@ -179,14 +186,9 @@ def _inspect_foreign(path: Path, plot: Path | None, tensors: bool, as_json: bool
     from fastffn_cli.interop.describe import describe_foreign
 
     described = describe_foreign(path)
-    if as_json:
-        listed = described if tensors else {**described, "tensors": len(described["tensors"])}
-        ui.data_json(listed)
-        return
-    _show(_foreign_rows(described))
-    if tensors:
-        _show_tensors(described["tensors"])
-    ui.say(f"next: {shlex.join(['fastffn', 'convert', str(path)])}")
+    _show_checkpoint(described, _foreign_rows, tensors, as_json)
+    if not as_json:
+        ui.say(f"next: {shlex.join(['fastffn', 'convert', str(path)])}")
 
 
 def _inspect_mindrecord(path: Path, plot: Path | None, tensors: bool, as_json: bool) -> None:

@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from fastffn_cli.config.load import parse_config_file
-from fastffn_cli.engine.checkpoint import MODEL_FILE, OPTIMIZER_FILE, read_checkpoint
+from fastffn_cli.engine.checkpoint import OPTIMIZER_FILE, read_checkpoint
 from fastffn_cli.engine.storage import MANIFEST
+from fastffn_cli.engine.tensor_file import describe_tensors, open_safetensors
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 LAYER_NAME = re.compile(r"layers\.(\d+)\.ffn\.(.+)")
 # A factored layer: `left` is [in, rank], and the rank is what the tensors say, not the YAML.
 LEFT_FACTOR = re.compile(r"linear\d\.left")
@@ -28,7 +26,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     `CheckpointError` naming the file that is missing, short or altered.
     """
     checkpoint = read_checkpoint(path)
-    tensors = tensor_headers(path / MODEL_FILE)
+    tensors = describe_tensors(checkpoint.weights())
     trainer, model = checkpoint.trainer, parse_config_file(path / "config.yaml").Model
     tokenizer = checkpoint.tokenizer()
     optimizer_file = path / OPTIMIZER_FILE
@@ -46,24 +44,11 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "layers": _layers(tensors, checkpoint.ffn_kind),
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
         "tensors": tensors,
-        "optimizer": len(tensor_headers(optimizer_file)) if optimizer_file.exists() else 0,
+        "optimizer": len(open_safetensors(optimizer_file)) if optimizer_file.exists() else 0,
         "tokenizer": tokenizer.name if tokenizer else None,
         "files": {file.name: file.stat().st_size for file in sorted(path.iterdir())},
         "verified": f"sizes and sha256 of {MANIFEST}",
     }
-
-
-def tensor_headers(file: Path) -> list[dict[str, Any]]:
-    """Return name, shape and dtype of every tensor in a safetensors file, without its values."""
-    headers = []
-    with safe_open(file, framework="numpy") as opened:
-        for name in sorted(opened.keys(), key=_natural):
-            part = opened.get_slice(name)
-            dtype = part.get_dtype()
-            headers.append(
-                {"name": name, "shape": list(part.get_shape()), "dtype": DTYPES.get(dtype, dtype)}
-            )
-    return headers
 
 
 def _layers(tensors: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -80,8 +65,3 @@ def _layers(tensors: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
         if LEFT_FACTOR.fullmatch(match[2]):
             layer["ranks"].append(tensor["shape"][-1])
     return [layers[number] for number in sorted(layers)]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort `layers.10` behind `layers.9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -173,14 +174,31 @@ def write_safetensors(
 
 def _values(tensors: Mapping[str, StoredTensor], order: list[str]) -> Iterator[memoryview]:
     for name in order:
-        tensor = tensors[name]
-        array = np.asarray(tensor.read(), order="C")
-        if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
-            raise ValueError(
-                f"{name} was announced as {tensor.dtype} {tensor.shape} and is "
-                f"{array.dtype.name} {array.shape}"
-            )
-        if sys.byteorder == "big":
-            array = array.byteswap()
+        array = read_as_announced(name, tensors[name])
         if array.size:
             yield array.reshape(-1).data.cast("B")
+
+
+def read_as_announced(name: str, tensor: StoredTensor) -> np.ndarray:
+    """Read a tensor to be written: little-endian, C order, of the shape and type it said."""
+    array = np.asarray(tensor.read(), order="C")
+    if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
+        raise ValueError(
+            f"{name} was announced as {tensor.dtype} {tensor.shape} and is "
+            f"{array.dtype.name} {array.shape}"
+        )
+    return array.byteswap() if sys.byteorder == "big" else array
+
+
+def describe_tensors(tensors: Mapping[str, StoredTensor]) -> list[dict[str, Any]]:
+    """Return name, shape and dtype of every tensor, as plain JSON values; layer 9 before 10."""
+    return [
+        {"name": name, "shape": list(tensors[name].shape), "dtype": tensors[name].dtype}
+        for name in sorted(tensors, key=_natural)
+    ]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastffn_cli.engine.tensor_file import describe_tensors
 from fastffn_cli.interop.mindrecord import open_mindrecord
 from fastffn_cli.interop.registry import open_foreign
 
@@ -34,10 +34,7 @@ def describe_foreign(path: Path) -> dict[str, Any]:
         "ffn": opened.model.get("ffn", {"kind": "dense"}),
         "parameters": sum(tensor.size for tensor in opened.tensors.values()),
         "dtypes": dict(Counter(tensor.dtype for tensor in opened.tensors.values())),
-        "tensors": [
-            {"name": name, "shape": list(tensor.shape), "dtype": tensor.dtype}
-            for name, tensor in sorted(opened.tensors.items(), key=lambda item: _natural(item[0]))
-        ],
+        "tensors": describe_tensors(opened.tensors),
         "ignored": len(opened.ignored),
         "tokenizer": tokenizer.name if tokenizer else None,
         "notices": list(opened.notices),
@@ -71,8 +68,3 @@ def describe_mindrecord(path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "first": [] if first is None else [int(token) for token in first[:SHOWN_IDS]],
     }
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort `h.10` behind `h.9`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

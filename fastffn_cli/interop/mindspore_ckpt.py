@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fastffn_cli.engine.tensor_file import CHUNK_VALUES, RawReader, StoredTensor, item_bytes
+from fastffn_cli.engine.tensor_file import (
+    CHUNK_VALUES,
+    RawReader,
+    StoredTensor,
+    item_bytes,
+    read_as_announced,
+)
 from fastffn_cli.errors import CheckpointError
 from fastffn_cli.interop.protobuf_wire import (
     BYTES,
@@ -138,14 +143,7 @@ def write_ckpt(
     """
     with file.open("wb") as stream:
         for tag, tensor in tensors.items():
-            array = np.asarray(tensor.read(), order="C")
-            if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
-                raise ValueError(
-                    f"{tag} was announced as {tensor.dtype} {tensor.shape} and is "
-                    f"{array.dtype.name} {array.shape}"
-                )
-            if sys.byteorder == "big":
-                array = array.byteswap()
+            array = read_as_announced(tag, tensor)
             flat = array.reshape(-1)
             values = max(1, slice_bytes // array.itemsize)
             for start in range(0, max(1, flat.size), values):

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastffn_cli.engine.tensor_file import StoredTensor
+from fastffn_cli.engine.tensor_file import StoredTensor, read_as_announced
 from fastffn_cli.errors import CheckpointError
 from fastffn_cli.interop.pickled import Refused, read_pickle
 
@@ -150,10 +150,7 @@ def write_state_dict(file: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _write_array(stream: BinaryIO, name: str, tensor: StoredTensor) -> None:
     """Write `_reconstruct(ndarray, (0,), b"b")` and its state, as NumPy 1 pickles an array."""
-    array = np.asarray(tensor.read(), order="C")
-    if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
-        raise ValueError(f"{name} was announced as {tensor.dtype} {tensor.shape}")
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    array = read_as_announced(name, tensor)
     stream.write(
         b"".join(
             (

@@ -8,6 +8,7 @@ import pytest
 
 from models.ffn import LowRankFFN, LowRankLinear, Shape, build, cost, find_kind
 from models.ffn.low_rank import LowRankOptions, learning_rate_scales, truncated_svd
+from tests.models.ffn_checks import assert_gradients
 
 SHAPE = Shape(hidden_size=24, ffn_hidden_size=96, init_std=0.02)
 
@@ -41,23 +42,7 @@ def test_gradients_agree_with_finite_differences(double_precision, rng, spec):
     def loss():
         return (ffn(x) * weights).sum()
 
-    loss().backward()
-    step = 1e-6
-    for tensor in (x, *ffn.parameters()):
-        for _ in range(3):
-            index = tuple(int(rng.integers(0, size)) for size in tensor.shape)
-            kept = tensor.numpy().copy()
-            values = []
-            for sign in (1, -1):
-                moved = kept.copy()
-                moved[index] += sign * step
-                with paddle.no_grad():
-                    paddle.assign(paddle.to_tensor(moved), tensor)
-                    values.append(loss().item())
-            with paddle.no_grad():
-                paddle.assign(paddle.to_tensor(kept), tensor)
-            numeric = (values[0] - values[1]) / (2 * step)
-            assert tensor.grad.numpy()[index] == pytest.approx(numeric, rel=1e-5, abs=1e-8)
+    assert_gradients(loss, (x, *ffn.parameters()), rng)
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(24, 96, 8), (96, 24, 8), (24, 24, 24)])
