@@ -10,6 +10,7 @@ import typer
 from fastffn_cli import __version__, ui
 from fastffn_cli.commands import (
     bench,
+    compare,
     config,
     convert,
     doctor,
@@ -80,6 +81,7 @@ for name, module, panel in (
     ("eval", eval, TRAIN),
     ("generate", generate, TRAIN),
     ("bench", bench, LOOK),
+    ("compare", compare, LOOK),
     ("inspect", inspect, LOOK),
     ("config", config, LOOK),
     ("doctor", doctor, LOOK),

@@ -98,6 +98,16 @@ class MergeCheckFailed(FastFFNError):
     title = "merge check failed"
 
 
+class RunFailed(FastFFNError):
+    """A run that this program started ended with an error of its own, whose exit code this is."""
+
+    title = "a run failed"
+
+    def __init__(self, message: str, *, exit_code: int, hint: str | None = None):
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
 class Interrupted(FastFFNError):
     """Ctrl-C or SIGTERM, raised after the step was finished and saved. Exit 130 or 143."""
 

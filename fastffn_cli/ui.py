@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -72,12 +73,16 @@ def table(
     to_stdout: bool = True,
 ) -> None:
     """Show a table; columns after the first are right-aligned."""
+    (out if to_stdout else err).print(_grid(title, columns, rows))
+
+
+def _grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     grid = Table(title=Text(title) if title else None, title_justify="left")
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
-    (out if to_stdout else err).print(grid)
+    return grid
 
 
 def show_error(error: FastFFNError) -> None:
@@ -126,6 +131,38 @@ def duration(seconds: float) -> str:
 def as_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Turn a mapping into card rows."""
     return [(key, str(value)) for key, value in values.items()]
+
+
+class LiveTable:
+    """A table that is drawn anew in its place on a terminal, with lines of talk above it.
+
+    Elsewhere only the lines are there.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+        self._live: Live | None = None
+
+    def begin(self) -> None:
+        """Take the bottom of the terminal."""
+        if err.is_terminal:
+            self._live = Live(console=err, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def show(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        """Draw the table."""
+        if self._live is not None:
+            self._live.update(_grid(title, self._columns, rows), refresh=True)
+
+    def note(self, line: str) -> None:
+        """Print a line, above the table."""
+        err.print(line, markup=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """Take the table away from further output."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 class TrainingView:

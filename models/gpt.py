@@ -3,7 +3,8 @@
 Mathematics of PaddleFleetX `fleetx/models/gpt_model/modeling.py` (3589c682): layer norm eps 1e-5,
 dropout after the embeddings, on attention probabilities and after both sublayers, one fused qkv
 projection whose columns are interleaved per head, causal mask of -1e4, Normal(0,
-initializer_range) for all matrices and embeddings.
+initializer_range) for all matrices and embeddings. Feed-forwards, attention projections and the
+word embeddings may be in cheaper forms; `models.ffn.merge` makes all of them dense.
 
 Shape legend: B batch, T new tokens, S tokens attended to (cached + new), D hidden_size, H heads,
 K head size, V vocabulary. HB is heads x batch, heads outermost.
@@ -21,9 +22,13 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional
 
 from models import ffn
+from models.factored_embedding import FactoredEmbedding, TiedEmbedding
 from models.ffn.base import Cost, Shape
+from models.ffn.low_rank import LowRankLinear, LowRankOptions
 
 MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
+# What factors of attention and embeddings take over from the options of the feed-forwards.
+SHARED_OPTIONS = ("init", "lr_rule", "lr_cap", "decay_rule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,8 @@ class GPTConfig:
 
     `masked_token_id` is a token that no position attends to; its own row attends to all keys alike,
     later ones too. The original FastFFN and MindFormers' GPT-2 hide end-of-text so.
+    `attention_rank` and `embedding_rank` are those of factors in the place of the attention
+    projections and of the tied word embeddings; None: whole matrices.
     """
 
     vocab_size: int
@@ -47,6 +54,8 @@ class GPTConfig:
     use_recompute: bool = False
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = "full"
     masked_token_id: int | None = None
+    attention_rank: int | None = None
+    embedding_rank: int | None = None
     ffn: Mapping[str, Any] = field(default_factory=lambda: {"kind": "dense"})
 
     @property
@@ -63,6 +72,20 @@ class GPTConfig:
     def ffn_costs(self) -> list[Cost]:
         """The cost of each layer's feed-forward, in closed form."""
         return ffn.costs(self.ffn, self.ffn_shape, self.num_layers)
+
+    @property
+    def approximations(self) -> dict[str, Any]:
+        """The fields that make the model another one than the dense model of its sizes."""
+        return {
+            "ffn": dict(self.ffn),
+            "attention_rank": self.attention_rank,
+            "embedding_rank": self.embedding_rank,
+        }
+
+    def factor_options(self, rank: int) -> LowRankOptions:
+        """How factors of attention and embeddings start and train: as those of `ffn`, if any."""
+        shared = {name: self.ffn[name] for name in SHARED_OPTIONS if name in self.ffn}
+        return LowRankOptions(rank=rank, **shared)
 
 
 class KVCache:
@@ -114,8 +137,8 @@ class SelfAttention(nn.Layer):
         self.head_size = config.hidden_size // self.heads
         self.dropout_prob = config.attention_probs_dropout_prob
         self.recompute_core = config.use_recompute and config.recompute_granularity == "core_attn"
-        self.qkv_proj = _linear(config, config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = _linear(config, config.hidden_size, config.hidden_size)
+        projections = build_projections(config, config.attention_rank)
+        self.qkv_proj, self.out_proj = projections["qkv_proj"], projections["out_proj"]
 
     def forward(
         self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
@@ -178,8 +201,11 @@ class GPT(nn.Layer):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.word_embeddings = _embedding(config, config.vocab_size)
-        self.position_embeddings = _embedding(config, config.max_position_embeddings)
+        self.word_embeddings = build_word_embeddings(config, config.embedding_rank)
+        normal = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, config.initializer_range))
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, weight_attr=normal
+        )
         embedding_dropout = config.embedding_dropout_prob
         self.dropout = nn.Dropout(
             config.hidden_dropout_prob if embedding_dropout is None else embedding_dropout
@@ -232,11 +258,11 @@ class GPT(nn.Layer):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Multiply hidden states [..., D] with the tied word embeddings: [..., V]."""
-        return paddle.matmul(x_BTD, self.word_embeddings.weight, transpose_y=True)
+        return self.word_embeddings.logits(x_BTD)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty key-value cache for `capacity` tokens of `batch_size` sequences."""
-        dtype = self.layers[0].self_attn.qkv_proj.weight.dtype
+        dtype = self.layers[0].self_attn.qkv_proj.bias.dtype
         return KVCache(self.config, batch_size, capacity, dtype)
 
     def auxiliary_loss(self) -> Tensor | None:
@@ -253,8 +279,17 @@ class GPT(nn.Layer):
             layer.ffn.set_progress(share, draw)
 
     def on_ffn_replaced(self, spec: dict[str, Any]) -> None:
-        """Keep the configuration true after `models.ffn.approximate` or `merge`."""
-        self.config = replace(self.config, ffn=spec)
+        """Keep the configuration true after `models.ffn.approximate` or `merge`.
+
+        The ranks are those of the layers that are there: `merge` makes other factors whole, too.
+        """
+        attention = [layer.self_attn.qkv_proj for layer in self.layers]
+        self.config = replace(
+            self.config,
+            ffn=spec,
+            attention_rank=getattr(attention[0], "rank", None) if attention else None,
+            embedding_rank=getattr(self.word_embeddings, "rank", None),
+        )
 
     def _scores_mask(self, ids_BT: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """Join the causal mask, that of the masked token, and the caller's: [T, S] or [B, T, S]."""
@@ -273,29 +308,54 @@ class GPT(nn.Layer):
 def count_parameters(config: GPTConfig) -> int:
     """Number of trainable values, in closed form (the tied head counts once)."""
     d, layers = config.hidden_size, config.num_layers
-    attention = 4 * d * d + 4 * d
+    attention = _attention_weights(config) + 4 * d
     norms = 4 * d
     feed_forwards = sum(cost.parameters for cost in config.ffn_costs)
-    embeddings = (config.vocab_size + config.max_position_embeddings) * d
+    embeddings = _embedding_weights(config) + config.max_position_embeddings * d
     return embeddings + layers * (attention + norms) + feed_forwards + 2 * d
 
 
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     """Forward FLOPs per token at sequences of `seq_len`, matrix products only, in closed form.
 
-    A multiply-add counts as two; attention counts the whole [T, T] square that is computed.
+    A multiply-add counts as two; attention counts the whole [T, T] square that is computed. The
+    lookup in a table of two factors is a product with the second one.
     """
     d = config.hidden_size
-    attention = 8 * d * d + 4 * seq_len * d
+    attention = 2 * _attention_weights(config) + 4 * seq_len * d
     feed_forwards = sum(cost.flops_per_token for cost in config.ffn_costs)
-    return config.num_layers * attention + feed_forwards + 2 * d * config.vocab_size
+    lookup = 2 * (config.embedding_rank or 0) * d
+    return config.num_layers * attention + feed_forwards + lookup + 2 * _embedding_weights(config)
 
 
-def _linear(config: GPTConfig, in_features: int, out_features: int) -> nn.Linear:
-    normal = nn.initializer.Normal(0.0, config.initializer_range)
-    return nn.Linear(in_features, out_features, weight_attr=paddle.ParamAttr(initializer=normal))
+def build_projections(config: GPTConfig, rank: int | None) -> dict[str, nn.Layer]:
+    """Make the projections of an attention by their names there, in factors if there is a rank."""
+    d, std = config.hidden_size, config.initializer_range
+    widths = {"qkv_proj": 3 * d, "out_proj": d}
+    if rank is None:
+        normal = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, std))
+        return {name: nn.Linear(d, out, weight_attr=normal) for name, out in widths.items()}
+    options = config.factor_options(rank)
+    return {name: LowRankLinear(d, out, options, init_std=std) for name, out in widths.items()}
 
 
-def _embedding(config: GPTConfig, rows: int) -> nn.Embedding:
-    normal = nn.initializer.Normal(0.0, config.initializer_range)
-    return nn.Embedding(rows, config.hidden_size, weight_attr=paddle.ParamAttr(initializer=normal))
+def build_word_embeddings(config: GPTConfig, rank: int | None) -> TiedEmbedding | FactoredEmbedding:
+    """Make the table of the tokens, in factors if there is a rank."""
+    sizes, std = (config.vocab_size, config.hidden_size), config.initializer_range
+    if rank is None:
+        return TiedEmbedding(*sizes, init_std=std)
+    return FactoredEmbedding(*sizes, config.factor_options(rank), init_std=std)
+
+
+def _attention_weights(config: GPTConfig) -> int:
+    d, rank = config.hidden_size, config.attention_rank
+    return _weights(d, 3 * d, rank) + _weights(d, d, rank)
+
+
+def _embedding_weights(config: GPTConfig) -> int:
+    return _weights(config.vocab_size, config.hidden_size, config.embedding_rank)
+
+
+def _weights(rows: int, columns: int, rank: int | None) -> int:
+    """Entries of a matrix, or of its two factors."""
+    return rows * columns if rank is None else rank * (rows + columns)

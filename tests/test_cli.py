@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "prepare", "pretrain", "convert", "posttrain", "eval", "generate",
-    "bench", "inspect", "config", "doctor",
+    "bench", "compare", "inspect", "config", "doctor",
 )  # fmt: skip
 HEAVY = ("paddle", "numpy", "pydantic", "yaml", "matplotlib", "safetensors", "tokenizers")
 # An option is an interface for ever: adding or removing one means changing this table on purpose.

@@ -90,6 +90,14 @@ def test_mindspore_page(fastffn, workplace):
     follow("coming-from-mindspore.md", fastffn, TINY)
 
 
+def test_schedules_page(fastffn, workplace):
+    (workplace.dir / "book.txt").write_text("It was a bright cold day in April. " * 2000)
+    follow("schedules.md", fastffn)
+    for run in ("demo-one-run", "fork", "slope", "blocked", "sandwich"):
+        metrics = (workplace.dir / "runs" / run / "metrics.jsonl").read_text()
+        assert '"event": "switch"' in metrics, run
+
+
 def copy_gpt2_vocabulary(folder):
     folder.mkdir()
     for name in ("vocab.json", "merges.txt"):

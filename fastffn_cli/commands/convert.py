@@ -23,6 +23,8 @@ class Target(str, Enum):
 
     DENSE = "dense"
     LOW_RANK = "low_rank"
+    NARROW = "narrow"
+    THIN = "thin"
     MONARCH = "monarch"
     BLOCK_DENSE = "block_dense"
     BLOCK_DIAGONAL = "block_diagonal"
@@ -60,8 +62,17 @@ def run(
         typer.Option(
             "--rank",
             min=1,
-            help="Rank for --to low_rank (truncated SVD) and --to block_dense.",
+            help="Rank for --to low_rank (truncated SVD), thin and block_dense.",
             show_default="8",
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width",
+            min=1,
+            help="Hidden units for --to narrow and thin, those that matter most.",
+            show_default="a quarter of hidden_size",
         ),
     ] = None,
     blocks: Annotated[
@@ -157,7 +168,7 @@ def run(
             path=checkpoint,
             out_dir=out,
             kind=to.value,
-            options={"rank": rank, "blocks": blocks},
+            options={"rank": rank, "width": width, "blocks": blocks},
             source_system=source_system,
             target_system=target_system,
             config=config,

@@ -122,7 +122,7 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
     planned = run["planned_steps"]
     rows = [
         ("run", f"{run['path']} ({run['stage'] or 'stage unknown'}, {run['state']})"),
-        ("model", _model_text(run["model"], run["ffn"])),
+        ("model", _model_text(run)),
         ("device", run["device"] or "unknown"),
         ("steps", f"{run['steps']:,} of {planned:,}" if planned else f"{run['steps']:,}"),
         ("tokens", f"{run['tokens']:,}"),
@@ -145,14 +145,15 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _model_text(model: dict[str, Any], ffn: dict[str, Any]) -> str:
-    from fastffn_cli.config.ffn import describe_ffn
+def _model_text(described: dict[str, Any]) -> str:
+    from fastffn_cli.config.ffn import describe_approximations
 
+    model = described["model"]
     heads = model["num_attention_heads"] or "unknown number of"
     return (
         f"GPT {model['num_layers']} layers x {model['hidden_size']}, "
         f"{heads} heads, vocabulary {model['vocab_size']:,}, "
-        f"FFN {describe_ffn(ffn)}"
+        f"{describe_approximations(described)}"
     )
 
 
@@ -216,7 +217,7 @@ def _foreign_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("checkpoint", f"{checkpoint['path']} ({checkpoint['title']})"),
         ("step", f"{checkpoint['step']:,}" if checkpoint["step"] else "unknown"),
-        ("model", _model_text(checkpoint["model"], checkpoint["ffn"])),
+        ("model", _model_text(checkpoint)),
         ("parameters", f"{checkpoint['parameters']:,} in {len(checkpoint['tensors'])} tensors"),
         ("types", types),
         ("tokenizer", checkpoint["tokenizer"] or "none"),
@@ -233,7 +234,7 @@ def _checkpoint_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("checkpoint", f"{checkpoint['path']} ({checkpoint['stage'] or 'stage unknown'})"),
         ("step", step + (f", {tokens:,} tokens" if tokens is not None else "")),
-        ("model", _model_text(checkpoint["model"], checkpoint["ffn"])),
+        ("model", _model_text(checkpoint)),
         ("parameters", f"{checkpoint['parameters']:,} in {len(checkpoint['tensors'])} tensors"),
     ]
     if loss is not None:

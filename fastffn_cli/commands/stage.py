@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastffn_cli import ui
 
 if TYPE_CHECKING:
+    from fastffn_cli.config.schema import Config
     from fastffn_cli.engine.fit import Summary
     from fastffn_cli.engine.training import Blueprint
 
@@ -57,7 +58,7 @@ def train(
         summary = fit(session, ui.TrainingView())
     finally:
         session.run.close()
-    _say_end(stage, blueprint, summary)
+    _say_end(session.config, blueprint, summary)
 
 
 def _is_complete(blueprint: Blueprint) -> bool:
@@ -71,7 +72,7 @@ def _is_complete(blueprint: Blueprint) -> bool:
     return True
 
 
-def _say_end(stage: str, blueprint: Blueprint, summary: Summary) -> None:
+def _say_end(config: Config, blueprint: Blueprint, summary: Summary) -> None:
     parts = [f"step {summary.step}"]
     if summary.loss is not None:
         parts.append(f"loss {summary.loss:.4f}")
@@ -84,8 +85,7 @@ def _say_end(stage: str, blueprint: Blueprint, summary: Summary) -> None:
     ui.say(f"  loss curve  {blueprint.run_dir / 'loss.png'}")
     from models.ffn import is_mergeable
 
-    spec = blueprint.model.ffn
-    if spec["kind"] != "dense" and is_mergeable(spec):
+    if not config.Model.is_dense and is_mergeable(config.Model.ffn.model_dump()):
         ui.say(f"  next        fastffn convert {summary.checkpoint}")
     else:
         ui.say(f"  next        fastffn eval {summary.checkpoint}")

@@ -9,7 +9,18 @@ def complete_config_name(incomplete: str) -> list[str]:
     """Return shipped names, YAML files and folders that begin with what was typed."""
     from fastffn_cli.config.shipped import shipped_names
 
-    names = [] if "/" in incomplete else shipped_names()
+    return _complete_file(incomplete, shipped_names())
+
+
+def complete_plan_name(incomplete: str) -> list[str]:
+    """Return shipped plans of `fastffn compare`, YAML files and folders that begin like this."""
+    from fastffn_cli.config.shipped import shipped_plans
+
+    return _complete_file(incomplete, shipped_plans())
+
+
+def _complete_file(incomplete: str, shipped: list[str]) -> list[str]:
+    names = [] if "/" in incomplete else shipped
     folder = Path(incomplete).parent if incomplete.rpartition("/")[2] else Path(incomplete or ".")
     try:
         entries = sorted(folder.expanduser().iterdir())

@@ -207,6 +207,31 @@ FFN_KINDS: dict[str, type[Block]] = {
 }
 
 
+# What makes a model cheaper than the dense one of its sizes, by the keys of `Model`.
+DENSE: Mapping[str, Any] = {
+    "ffn": {"kind": "dense"},
+    "attention_rank": None,
+    "embedding_rank": None,
+}
+
+
+def is_dense(approximations: Mapping[str, Any]) -> bool:
+    """Whether a model with these parts (those of `DENSE`, other keys aside) is the dense one."""
+    kind = approximations.get("ffn", {}).get("kind", "dense")
+    ranks = [approximations.get(name) for name in ("attention_rank", "embedding_rank")]
+    return kind == "dense" and ranks == [None, None]
+
+
+def describe_approximations(approximations: Mapping[str, Any]) -> str:
+    """Say in a few words what a model is made of: `FFN low_rank (rank 8), attention rank 64`."""
+    told = [f"FFN {describe_ffn(approximations['ffn'])}"]
+    for name in ("attention", "embedding"):
+        rank = approximations.get(f"{name}_rank")
+        if rank is not None:
+            told.append(f"{name} rank {rank}")
+    return ", ".join(told)
+
+
 def describe_ffn(options: Mapping[str, Any]) -> str:
     """Say in a few words what the feed-forwards are: `low_rank (rank 8)`."""
     told = [

@@ -99,7 +99,7 @@ def describe_type(annotation: Any, metadata: list[Any]) -> str:
         item = strip_optional(get_args(inner)[0])
         if get_origin(item) is Literal:
             return f"a list of {' and '.join(repr(value) for value in get_args(item))}"
-        return "a list of " + {int: "integers", str: "text"}[item]
+        return "a list of " + {int: "integers", float: "numbers", str: "text"}[item]
     if inner is str:
         wanted = any(isinstance(item, MinLen) for item in metadata)
         return "text that is not empty" if wanted else "text"
@@ -124,16 +124,17 @@ def describe_range(metadata: list[Any]) -> list[str]:
     return words
 
 
-def _walk(model: type[BaseModel], prefix: str, in_kind: bool = False) -> Iterator[Key]:
+def walk_keys(model: type[BaseModel], prefix: str, in_kind: bool = False) -> Iterator[Key]:
+    """Yield every section, block and key below `prefix`."""
     for name, field in model.model_fields.items():
         path = f"{prefix}.{name}" if prefix else name
         yield Key(path, field, _kinds_with(name) if in_kind and name != "kind" else ())
         inner = strip_optional(field.annotation)
         if get_origin(inner) is None and isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from _walk(inner, path)
+            yield from walk_keys(inner, path)
         elif name == "ffn":
             for options in FFN_KINDS.values():
-                yield from _walk(options, path, in_kind=True)
+                yield from walk_keys(options, path, in_kind=True)
 
 
 def _kinds_with(option: str) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _kinds_with(option: str) -> tuple[str, ...]:
 def all_keys() -> dict[str, Key]:
     """Return every section, block and key by its dotted path, in the order of the schema."""
     keys: dict[str, Key] = {}
-    for key in _walk(Config, ""):
+    for key in walk_keys(Config, ""):
         keys.setdefault(key.path, key)
     return keys
 

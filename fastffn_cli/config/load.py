@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastffn_cli.config import rules, rules_ffn  # noqa: F401  (register the rules)
+from fastffn_cli.config import rules, rules_ffn, rules_schedule  # noqa: F401  (register the rules)
 from fastffn_cli.config.derive import derive_values, yield_to_overrides
 from fastffn_cli.config.dialect import read_dialect
 from fastffn_cli.config.dialect_reading import Move
@@ -16,7 +17,7 @@ from fastffn_cli.config.dialect_report import NATIVE, Dialect, report_dialect
 from fastffn_cli.config.facts import Facts
 from fastffn_cli.config.fleetx_traps import find_index_caches, find_traps
 from fastffn_cli.config.keys import all_keys
-from fastffn_cli.config.layers import STDIN, LayerReader, show_path
+from fastffn_cli.config.layers import STDIN, LayerReader, cover, show_path
 from fastffn_cli.config.origin import DEFAULT, DERIVED, Origin, Problem, sort_problems
 from fastffn_cli.config.overrides import apply_device, apply_overrides
 from fastffn_cli.config.recipes import apply_recipe
@@ -86,6 +87,19 @@ def load_config(
     tree = reader.read(source)
     name = STDIN if source == "-" else show_path(find_config_file(source))
     return _resolve(reader, tree, name, overrides, device, facts)
+
+
+def resolve_layers(
+    reader: LayerReader, layers: Sequence[Branch], name: str, *, device: str | None = None
+) -> Resolved:
+    """Merge, check and complete layers that `reader` and others have read; the last is on top.
+
+    `name` is the file that problems without a place are said of. Raises ConfigError.
+    """
+    tree = Branch(Origin("default"))
+    for layer in copy.deepcopy(layers):  # resolving drops what an override outranks
+        tree = cover(tree, layer)
+    return _resolve(reader, tree, name, (), device)
 
 
 def default_config(overrides: Sequence[str] = (), *, facts: Facts | None = None) -> Resolved:

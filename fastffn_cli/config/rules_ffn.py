@@ -1,4 +1,4 @@
-"""Rules of `Model.ffn`: what the kinds of feed-forward layer ask of their options and sizes."""
+"""Rules of what stage 1 has in cheaper forms: ranks and options against the model's sizes."""
 
 from __future__ import annotations
 
@@ -45,6 +45,43 @@ def _rank_fits(review: Review) -> None:
         review.warn(
             f"factors of rank {rank} cost as much as the dense weights they replace: set "
             f"Model.ffn.rank to at most {most}",
+            *keys,
+        )
+
+
+@reads("Model.attention_rank", "Model.hidden_size")
+def _attention_rank_fits(review: Review) -> None:
+    rank, d = review.config.Model.attention_rank, review.config.Model.hidden_size
+    # [D, 3D] and [D, D] in factors are 6·R·D weights in the place of 4·D².
+    _check_rank(review, "attention_rank", rank, [("hidden_size", d)], most=(2 * d - 1) // 3)
+
+
+@reads("Model.embedding_rank", "Model.hidden_size", "Model.vocab_size")
+def _embedding_rank_fits(review: Review) -> None:
+    model = review.config.Model
+    sides, most = [("hidden_size", model.hidden_size)], model.hidden_size - 1
+    if (rows := model.vocab_size) is not None:
+        sides.append(("vocab_size", rows))
+        most = (rows * model.hidden_size - 1) // (rows + model.hidden_size)
+    _check_rank(review, "embedding_rank", model.embedding_rank, sides, most=most)
+
+
+def _check_rank(
+    review: Review, name: str, rank: int | None, sides: list[tuple[str, int]], *, most: int
+) -> None:
+    """Report a rank above a side of its matrix, or above `most`, at which factors are cheaper."""
+    if rank is None:
+        return
+    side, size = min(sides, key=lambda each: each[1])
+    keys = (f"Model.{name}", f"Model.{side}")
+    if rank > size:
+        review.error(
+            f"{name} {rank} is above {side} {size}: set Model.{name} to at most {most}", *keys
+        )
+    elif rank > most:
+        review.warn(
+            f"factors of rank {rank} cost as much as the whole matrices they replace: set "
+            f"Model.{name} to at most {most}, or leave it blank",
             *keys,
         )
 

@@ -3,7 +3,8 @@
 The one source of all of them: the loader checks files against it, `fastffn config KEY` prints the
 descriptions, `--schema` exports it, and the README's key table is made from it. Sections and keys
 carry FleetX's names (the single-card YAML of August 2022); what is new sits in `Model.ffn`,
-`Global.cpu_*`, `Engine.log_sinks`, `Engine.save_load.keep_last` and `notes`.
+`Model.*_rank`, `Schedule`, `Global.cpu_*`, `Engine.log_sinks`, `Engine.save_load.keep_last` and
+`notes`.
 
 A key that is `None` after loading is decided when a command runs; its description says how.
 """
@@ -15,9 +16,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from fastffn_cli.config.ffn import DenseFFN, FFNOptions
+from fastffn_cli.config.ffn import DENSE, DenseFFN, FFNOptions, is_dense
 from fastffn_cli.config.fields import Block, Flag, Integer, Number, Text
-from fastffn_cli.config.schema_training import DataSection, EngineSection, OptimizerSection
+from fastffn_cli.config.schema_training import (
+    DataSection,
+    EngineSection,
+    OptimizerSection,
+    ScheduleSection,
+)
 
 DEVICE_PATTERN = r"auto|cpu|(gpu|npu)(:\d+(,\d+)*)?"
 
@@ -110,9 +116,31 @@ class ModelSection(Block):
         default=False,
         description="Accepted for FleetX's files; a kernel of CUDA 11.6 only, no effect.",
     )
+    attention_rank: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="Rank of two factors in the place of each attention projection in stage 1; "
+        "they start and train as those of Model.ffn (blank: whole matrices).",
+    )
+    embedding_rank: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="Rank of two factors in the place of the token table, which is the head as "
+        "well, in stage 1 (blank: a whole table).",
+    )
     ffn: FFNOptions = Field(
         default_factory=DenseFFN, description="Kind of feed-forward layer and its options."
     )
+
+    @property
+    def approximations(self) -> dict[str, Any]:
+        """What makes the model another one than the dense model of its sizes, as plain values."""
+        return self.model_dump(include=set(DENSE))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no part of the model is in a cheaper form, which stage 1 alone has."""
+        return is_dense(self.approximations)
 
 
 class Sharding(Block):
@@ -275,6 +303,10 @@ class Config(Block):
     Data: DataSection = Field(default_factory=DataSection, description="Batches and token files.")
     Optimizer: OptimizerSection = Field(
         default_factory=OptimizerSection, description="AdamW, its schedule, the gradient clip."
+    )
+    Schedule: ScheduleSection = Field(
+        default_factory=ScheduleSection,
+        description="Both stages in one run: when stage 1 ends, and how.",
     )
     Distributed: DistributedSection = Field(
         default_factory=DistributedSection,

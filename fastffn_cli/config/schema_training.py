@@ -235,3 +235,60 @@ class OptimizerSection(Block):
         ge=0,
         description="Largest global norm of the gradient; 0 switches the clip off.",
     )
+
+
+class ScheduleSection(Block):
+    """Both stages in one run: when stage 1 ends, and what becomes of the optimizer then."""
+
+    switch: Literal["never", "fraction", "slope", "fork", "blocked"] = Field(
+        default="never",
+        description="What ends stage 1: fraction = the share `at`; slope, fork and blocked measure "
+        "when dense training pays (docs/schedules.md); never = `fastffn convert` does it.",
+    )
+    at: Number = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="Share of the run's steps at which stage 1 ends; where a measurement decides, "
+        "at the latest.",
+    )
+    earliest: Number = Field(
+        default=0.1, ge=0, lt=1, description="Share of the run before which nothing is measured."
+    )
+    dense_start: Number = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the run that trains dense first; the weights are then factored into "
+        "Model.ffn.",
+    )
+    handover: Literal["lift", "rewarm", "reset"] = Field(
+        default="lift",
+        description="AdamW's state of new weights: lift = from the factors' state, reset = zero, "
+        "rewarm = zero and a warm-up of these weights alone.",
+    )
+    probe_batches: Integer = Field(
+        default=1,
+        ge=0,
+        description="Batches of dense gradients that set the size of lifted second moments; "
+        "0: none.",
+    )
+    rewarm_steps: Integer = Field(
+        default=50,
+        ge=1,
+        description="Steps over which the learning rate of new weights comes to that of the rest.",
+    )
+    lr_factor: Number = Field(
+        default=1.0,
+        gt=0,
+        description="Learning rate of the dense stages, as a multiple of Optimizer.lr's.",
+    )
+    check_freq: Integer = Field(
+        default=100, ge=1, description="Steps between two measurements of slope, fork and blocked."
+    )
+    fork_steps: Integer = Field(
+        default=50, ge=1, description="Dense steps of one measurement of fork and slope."
+    )
+    patience: Integer = Field(
+        default=3, ge=1, description="Measurements in a row that must ask for the switch."
+    )

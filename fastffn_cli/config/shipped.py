@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastffn_cli.errors import ConfigError
 
+PLAN_PREFIX = "compare-"  # shipped files that are plans of `fastffn compare`, not configurations
+
 
 def shipped_dir() -> Path:
     """Return the folder of the shipped files: in the wheel, or `configs/` of a source tree."""
@@ -17,7 +19,18 @@ def shipped_dir() -> Path:
 
 def shipped_names() -> list[str]:
     """Return the bare names that `-c` accepts, sorted."""
-    return sorted(path.stem for path in shipped_dir().glob("*.yaml"))
+    names = (path.stem for path in shipped_dir().glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(PLAN_PREFIX))
+
+
+def shipped_plans() -> list[str]:
+    """Return the bare names that `fastffn compare -c` accepts, sorted."""
+    return sorted(path.stem for path in shipped_dir().glob(f"{PLAN_PREFIX}*.yaml"))
+
+
+def find_plan_file(source: str) -> Path:
+    """Return the file of `fastffn compare -c SOURCE`; raises ConfigError when there is none."""
+    return _find_file(source, shipped_plans(), "plan", f"Shipped: {', '.join(shipped_plans())}")
 
 
 def find_config_file(source: str) -> Path:
@@ -25,11 +38,15 @@ def find_config_file(source: str) -> Path:
 
     Raises ConfigError (with the nearest name) when there is neither.
     """
+    hint = "fastffn config --list   names the shipped configs"
+    return _find_file(source, shipped_names(), "config", hint)
+
+
+def _find_file(source: str, shipped: list[str], what_kind: str, hint: str) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
     name = source.removesuffix(".yaml").removesuffix(".yml")
-    shipped = shipped_names()
     if name in shipped and not path.is_file():
         return shipped_dir() / f"{name}.yaml"
     if path.is_dir():
@@ -49,8 +66,8 @@ def find_config_file(source: str) -> Path:
     suggestion = f" Did you mean {names}?" if near else ""
     raise ConfigError(
         source,
-        [f"there is no file '{source}' and no shipped config of that name.{suggestion}"],
-        hint="fastffn config --list   names the shipped configs",
+        [f"there is no file '{source}' and no shipped {what_kind} of that name.{suggestion}"],
+        hint=hint,
     )
 
 

@@ -127,7 +127,7 @@ def _explain(
         node = tree.find(path)
         whole = node.plain() if isinstance(node, Branch) else node.value if node else given
         return f"'{name}' must be {key.expected}, not {show(whole)}{_near(given, key.choices)}"
-    return f"'{name}' must be {key.expected}, not {show(given)}{_remedy(key, given)}"
+    return f"'{name}' must be {key.expected}, not {show(given)}{remedy(key, given)}"
 
 
 def _also(kinds: tuple[str, ...]) -> str:
@@ -187,7 +187,7 @@ def _list_siblings(dotted: str) -> str:
     return f" '{parent}' has: {', '.join(names)}" if names else ""
 
 
-def _remedy(key: Key, given: Any) -> str:
+def remedy(key: Key, given: Any) -> str:
     """Say what to type instead, where a certain slip is likely."""
     expected = key.expected
     inner = _MAIN_KEY.get(key.path)

@@ -23,6 +23,8 @@ FIXED = (
     "Model.ffn_hidden_size",
     "Model.max_position_embeddings",
     "Model.masked_token_id",
+    "Model.attention_rank",
+    "Model.embedding_rank",
     "Model.ffn",
     "Data.dataset.split",
     "Data.dataset.max_seq_len",
@@ -30,6 +32,8 @@ FIXED = (
     "Optimizer.name",
     "Optimizer.bias_correction",
 )
+# Sections that differ between a run and its checkpoints of a dense stage.
+PLANNED = ("Model", "Schedule")
 # Keys that do not change what is computed.
 FREE = (
     "Global.device",
@@ -46,15 +50,29 @@ SIZES = (
     "num_layers",
     "num_attention_heads",
     "ffn_hidden_size",
+    "attention_rank",
+    "embedding_rank",
 )
 POSITIONS = "position_embeddings.weight"
+
+
+def planned_config(checkpoint: Checkpoint) -> Config:
+    """Return the configuration of the run that wrote a checkpoint, whatever stage that is in."""
+    planned = checkpoint.trainer.get("stages", {}).get("planned")
+    if planned is None:
+        return checkpoint.config
+    sections = {
+        name: type(getattr(checkpoint.config, name)).model_validate(planned[name])
+        for name in PLANNED
+    }
+    return checkpoint.config.model_copy(update=sections)
 
 
 def check_resume(
     checkpoint: Checkpoint, config: Config, num_tokens: int, notices: list[str]
 ) -> None:
     """Raise `CheckpointError` if the run cannot be continued exactly; note other changed keys."""
-    before, now = (_flatten(item.model_dump()) for item in (checkpoint.config, config))
+    before, now = (_flatten(item.model_dump()) for item in (planned_config(checkpoint), config))
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     broken = [key for key in changed if _under(key, FIXED)]
     problems = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in broken]
@@ -78,26 +96,23 @@ def check_resume(
 def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> None:
     """Raise `CheckpointError` if a new run of `config` cannot begin with these weights.
 
-    Sizes must agree, the position table must be long enough, the feed-forwards of one kind. A
-    change of what attention sees is noted.
+    Sizes and ranks must agree, the position table must be long enough, the feed-forwards of one
+    kind. A change of what attention sees is noted.
     """
     had, wanted = checkpoint.config.Model, config.Model
     if had.masked_token_id != wanted.masked_token_id:
-        before, now = (
-            "blank" if part.masked_token_id is None else part.masked_token_id
-            for part in (had, wanted)
-        )
+        before, now = (_shown(part.masked_token_id) for part in (had, wanted))
         notices.append(
             f"Model.masked_token_id is {before} in {checkpoint.path} and {now} here: attention "
             "will see other tokens than these weights are used to"
         )
+    merge = f"Merge it first: fastffn convert {checkpoint.path}"
     if had.ffn.kind != wanted.ffn.kind:
-        dense = wanted.ffn.kind == "dense"
         raise CheckpointError(
             f"{checkpoint.path} has feed-forward layers of kind '{had.ffn.kind}', "
             f"Model.ffn asks for '{wanted.ffn.kind}'",
-            hint=f"Merge it first: fastffn convert {checkpoint.path}"
-            if dense
+            hint=merge
+            if wanted.ffn.kind == "dense"
             else f"Factor it first: fastffn convert {checkpoint.path} --to {wanted.ffn.kind}",
         )
     sizes = [(f"Model.{key}", getattr(had, key), getattr(wanted, key)) for key in SIZES]
@@ -107,11 +122,15 @@ def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> N
         for name in options[0]
         if name not in TRAINING_OPTIONS
     ]
-    problems = [f"{key} is {old} there, {new} here" for key, old, new in sizes if old != new]
+    problems = [
+        f"{key} is {_shown(old)} there, {_shown(new)} here" for key, old, new in sizes if old != new
+    ]
     if problems:
         raise CheckpointError(
             f"{checkpoint.path} does not fit this configuration:\n" + "\n".join(problems),
-            hint="Take these values from its config.yaml",
+            hint=merge
+            if wanted.is_dense and not had.is_dense
+            else "Take these values from its config.yaml",
         )
     _check_positions(had.max_position_embeddings, wanted.max_position_embeddings, checkpoint.path)
 
@@ -140,6 +159,10 @@ def _check_positions(there: int, wanted: int, origin: Path) -> None:
             hint=f"Type: -o Model.max_position_embeddings={there} "
             f"(and Data.dataset.max_seq_len no larger)",
         )
+
+
+def _shown(value: object) -> object:
+    return "blank" if value is None else value
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,10 +78,10 @@ def convert_model(
 ) -> Conversion:
     """Turn the loaded model's feed-forwards into `spec` (of `models.ffn`) and compare both models.
 
-    To `dense`, the result must be the same function: max |logit difference| on the probe, over the
-    largest |logit| (at least 1), may not exceed `tolerance`, else `MergeCheckFailed`. To another
-    kind the difference is reported only: an approximation is meant to differ. The comparison runs
-    in `dtype`, float32 or float64.
+    To `dense`, factors of attention and embeddings are merged as well, and the result must be the
+    same function: max |logit difference| on the probe, over the largest |logit| (at least 1), may
+    not exceed `tolerance`, else `MergeCheckFailed`. To another kind the difference is reported
+    only: an approximation is meant to differ. The comparison runs in `dtype`, float32 or float64.
     """
     model = loaded.model
     task = make_task(model)
@@ -88,7 +89,7 @@ def convert_model(
     probe = draw_probe(loaded)
     if dtype == "float64":
         model.to(dtype="float64")
-    before = _outputs(task, probe)
+    before = outputs(task, probe)
     parameters_before = count_parameters(model.config)
     replacements: list[ffn.Replacement] = []
     if merging:
@@ -102,7 +103,7 @@ def convert_model(
             replacements = ffn.approximate(model, **spec)
         except ValueError as error:
             raise UserError(str(error)) from error
-    difference = _compare(before, _outputs(task, probe), probe)
+    difference = compare(before, outputs(task, probe), probe)
     if merging and not difference.relative <= tolerance:
         raise MergeCheckFailed(
             f"max |logit difference| is {difference.logits:.3e} at logits up to "
@@ -110,7 +111,7 @@ def convert_model(
             hint="Check in double precision with --dtype float64, or raise --tolerance",
         )
     return Conversion(
-        config=_with_ffn(loaded.config, spec),
+        config=with_approximations(loaded.config, model.config.approximations),
         trainer=_trainer_record(loaded, model, difference, probe),
         tensors=_stored_weights(model),
         parameters_before=parameters_before,
@@ -180,17 +181,20 @@ def draw_probe(loaded: LoadedModel) -> Probe:
     return Probe(batch, f"random tokens ({reason})")
 
 
-def _outputs(task: Task, probe: Probe) -> tuple[np.ndarray, float]:
-    """Logits [B, S, V] and mean loss of the probe."""
+def outputs(task: Task, probe: Probe) -> tuple[np.ndarray, float]:
+    """Return the task's logits [B, S, V], float32 or wider, and mean loss on the probe."""
     with paddle.no_grad():
-        logits = task.model(paddle.to_tensor(probe.batch.tokens_BS)).numpy()
+        logits = task.model(paddle.to_tensor(probe.batch.tokens_BS))
+        if logits.dtype not in (paddle.float32, paddle.float64):
+            logits = logits.astype("float32")
         loss = task.loss(probe.batch).item() / max(task.weight(probe.batch), 1.0)
-    return logits, float(loss)
+    return logits.numpy(), float(loss)
 
 
-def _compare(
+def compare(
     before: tuple[np.ndarray, float], after: tuple[np.ndarray, float], probe: Probe
 ) -> Difference:
+    """Return how far two results of `outputs` on one probe are apart."""
     return Difference(
         logits=float(np.abs(before[0] - after[0]).max()),
         scale=float(np.abs(before[0]).max()),
@@ -199,9 +203,9 @@ def _compare(
     )
 
 
-def _with_ffn(config: Config, spec: dict[str, Any]) -> Config:
-    section = config.Model.model_dump()
-    section["ffn"] = spec
+def with_approximations(config: Config, approximations: Mapping[str, Any]) -> Config:
+    """Return the configuration with the model in other forms: `ffn` and both ranks."""
+    section = {**config.Model.model_dump(), **approximations}
     return config.model_copy(update={"Model": type(config.Model).model_validate(section)})
 
 
@@ -216,7 +220,7 @@ def _trainer_record(
     return {
         **kept,
         "stage": "convert",
-        "ffn": model.config.ffn,
+        **model.config.approximations,
         "source": str(loaded.path),
         "check": {**vars(difference), "probe": probe.source},
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastffn_cli.config.ffn import is_dense
 from fastffn_cli.engine import storage
 from fastffn_cli.engine.checkpoint import TRAINER_FILE
 from fastffn_cli.errors import CheckpointError
@@ -27,8 +28,8 @@ class Candidate:
 
     @property
     def is_dense(self) -> bool:
-        """Whether its feed-forward layers are ordinary ones."""
-        return str(self.trainer.get("ffn", {}).get("kind", "dense")) == "dense"
+        """Whether no part of its model is in a cheaper form."""
+        return is_dense(self.trainer)
 
     @property
     def is_converted(self) -> bool:

@@ -6,79 +6,36 @@ cursor, so the state of a run is its weights, its optimizer and three numbers.
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
-from fastffn_cli.config.schema import Config
-from fastffn_cli.data.dataset import Batch, TokenDataset
+from fastffn_cli.data.dataset import Batch
 from fastffn_cli.data.loader import iterate
 from fastffn_cli.engine.checkpoint import model_tensors
-from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.evaluate import evaluate
 from fastffn_cli.engine.find import newest_of_run
 from fastffn_cli.engine.interrupt import StopRequest, listen
-from fastffn_cli.engine.memory import MemoryEstimate
 from fastffn_cli.engine.meter import Meter
-from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.out_of_memory import advise
-from fastffn_cli.engine.precision import Precision
 from fastffn_cli.engine.report import Report, View
-from fastffn_cli.engine.run import Run
-from fastffn_cli.engine.schedule import Schedule
+from fastffn_cli.engine.session import Session
+from fastffn_cli.engine.stages import (
+    DENSE_START,
+    STAGE1,
+    commit,
+    dense_start_over,
+    prepare_stage1,
+    prepare_switch,
+)
 from fastffn_cli.engine.step import StepResult, TrainStep
+from fastffn_cli.engine.switching import Criterion, build_criterion
 from fastffn_cli.errors import Diverged, Interrupted, OutOfMemory, is_out_of_memory
-from fastffn_cli.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the loop does when."""
-
-    max_steps: int
-    batch_size: int
-    eval_batch_size: int
-    logging_freq: int
-    eval_freq: int
-    eval_iters: int
-    save_steps: int
-    keep_last: int
-    seed: int
-
-
-@dataclass
-class Progress:
-    """How far a run is: updates made, samples read, tokens read."""
-
-    step: int = 0
-    cursor: int = 0
-    tokens: int = 0
-
-
-@dataclass
-class Session:
-    """Everything that `fit` needs, built by `fastffn_cli.engine.training`."""
-
-    config: Config
-    task: Task
-    optimizer: AdamW
-    precision: Precision
-    schedule: Schedule
-    train: TokenDataset
-    valid: TokenDataset | None
-    plan: Plan
-    run: Run
-    device: Device
-    memory: MemoryEstimate
-    trainer: dict[str, Any]
-    tokenizer_dir: Path | None
-    continue_command: str
-    progress: Progress = field(default_factory=Progress)
-    free_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,26 +70,29 @@ def fit(session: Session, view: View) -> Summary:
             view.end()
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the random numbers of one update, well mixed over both arguments."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-
-
 class _Loop:
     def __init__(self, session: Session, report: Report) -> None:
         self.session, self.report = session, report
-        config = session.config
         self.meter = Meter()
+        self._begin_stage()
+        self.last_loss: float | None = None
+        self.last_eval: float | None = None
+        self.saved: Path | None = None
+
+    def _begin_stage(self) -> None:
+        session = self.session
         self.train_step = TrainStep(
             session.task,
             session.optimizer,
             session.precision,
-            micro_batch_size=config.Data.batch_size.micro_batch_size,
-            grad_clip=config.Optimizer.grad_clip,
+            micro_batch_size=session.config.Data.batch_size.micro_batch_size,
+            grad_clip=session.config.Optimizer.grad_clip,
         )
-        self.last_loss: float | None = None
-        self.last_eval: float | None = None
-        self.saved: Path | None = None
+        self.criterion: Criterion | None = None
+        if session.stages.stage == STAGE1 and session.planned.Schedule.switch != "never":
+            self.criterion = build_criterion(session)
+            if session.stages.criterion is not None:
+                self.criterion.load_state(session.stages.criterion)
 
     def run(self, stop: StopRequest) -> Summary:
         session, plan, progress = self.session, self.session.plan, self.session.progress
@@ -140,6 +100,8 @@ class _Loop:
         batches = iterate(session.train, cursor=progress.cursor, batch_size=plan.batch_size)
         with closing(batches):  # type: ignore[type-var]
             while progress.step < plan.max_steps and stop.exit_code is None:
+                if session.stages.reason is not None:
+                    self._change_stage()
                 self.meter.begin()
                 batch = next(batches)
                 self.meter.data_ready()
@@ -162,21 +124,56 @@ class _Loop:
     def _advance(self, batch: Batch) -> None:
         session, progress = self.session, self.session.progress
         step = progress.step + 1
-        seed = step_seed(session.plan.seed, step)
+        seed = session.seed_of(step)
         paddle.seed(seed)
         session.task.begin_step((step - 1) / session.plan.max_steps, seed)
-        rate = session.schedule(step)
+        rate = session.learning_rate(step)
+        session.stages.set_rates(session.optimizer, step, session.planned.Schedule)
         try:
             result = self.train_step(batch, rate)
         except Diverged as error:
             raise self._diverged(step, error) from error
         tokens = batch.tokens_BS.size
-        self.meter.end(tokens)
+        seconds = self.meter.end(tokens)
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.cursor += session.plan.batch_size
         self.last_loss = result.loss
         if _due(step, session.plan.logging_freq) or step == session.plan.max_steps:
             self._log(result, rate)
+        self._ask_for_change(result, seconds)
+
+    def _ask_for_change(self, result: StepResult, seconds: float) -> None:
+        session, step = self.session, self.session.progress.step
+        stages, schedule = session.stages, session.planned.Schedule
+        if stages.stage == DENSE_START:
+            stages.reason = dense_start_over(step, schedule, session.plan.max_steps)
+        if self.criterion is None:
+            return
+        self.criterion.observe(step, result.loss, seconds)
+        stages.reason = self.criterion.switch_now(step)
+        if self.criterion.last_check is not None:
+            self.report.event("switch_check", step=step, **self.criterion.last_check)
+
+    def _change_stage(self) -> None:
+        session, stages = self.session, self.session.stages
+        step, before = session.progress.step, session.config.Model.approximations
+        self._save()  # a stage's last weights are worth keeping
+        begun = time.perf_counter()
+        switch = (prepare_stage1 if stages.stage == DENSE_START else prepare_switch)(session)
+        commit(session, switch)
+        self._begin_stage()
+        self.meter.restart()
+        self.report.switch(
+            step,
+            stage=switch.stage,
+            reason=stages.reason,
+            before=before,
+            after=switch.config.Model.approximations,
+            handover=session.planned.Schedule.handover,
+            logit_difference=switch.difference.logits,
+            loss_difference=switch.difference.loss,
+            seconds=time.perf_counter() - begun,
+        )
 
     def _log(self, result: StepResult, rate: float) -> None:
         session, progress = self.session, self.session.progress
@@ -196,7 +193,7 @@ class _Loop:
             values,
             self.meter.window(),
             batch=position // session.plan.batch_size,
-            next_rate=session.schedule(progress.step + 1),
+            next_rate=session.learning_rate(progress.step + 1),
             tokens_per_s=self.meter.tokens_per_s,
             remaining_s=self.meter.remaining_s(session.plan.max_steps - progress.step),
         )
@@ -218,6 +215,10 @@ class _Loop:
 
     def _save(self) -> None:
         session, progress = self.session, self.session.progress
+        if self.saved == session.run.checkpoint_dir(progress.step):
+            return
+        if self.criterion is not None:
+            session.stages.criterion = self.criterion.state()
         tensors = model_tensors(session.task.model)
         spoiled = [name for name, array in tensors.items() if not np.isfinite(array).all()]
         if spoiled:
@@ -232,6 +233,7 @@ class _Loop:
                 "tokens": progress.tokens,
                 "loss": self.last_loss,
                 "scaler": session.precision.state(),
+                "stages": session.stages.record(session.planned),
             },
             tensors=tensors,
             optimizer_state=session.optimizer.state(),

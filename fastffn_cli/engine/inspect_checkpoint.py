@@ -20,10 +20,10 @@ LEFT_FACTOR = re.compile(r"linear\d\.left")
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """Describe a checkpoint as plain JSON values, after verifying every file's sha256.
 
-    Keys: kind, path, stage, step, planned_steps, tokens, loss, model, ffn, layers (layer, kind,
-    ranks, parameters of its feed-forward), parameters, tensors (name, shape, dtype), optimizer
-    (its tensor count), tokenizer (name or None), files (bytes by name), verified. Raises
-    `CheckpointError` naming the file that is missing, short or altered.
+    Keys: kind, path, stage, step, planned_steps, tokens, loss, model, ffn, attention_rank,
+    embedding_rank, layers (layer, kind, ranks, parameters of its feed-forward), parameters, tensors
+    (name, shape, dtype), optimizer (its tensor count), tokenizer (name or None), files (bytes by
+    name), verified. Raises `CheckpointError` naming the file that is missing, short or altered.
     """
     checkpoint = read_checkpoint(path)
     tensors = describe_tensors(checkpoint.weights())
@@ -40,7 +40,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "tokens": trainer.get("tokens"),
         "loss": trainer.get("loss"),
         "model": {name: getattr(model, name) for name in sizes},
-        "ffn": model.ffn.model_dump(),
+        **model.approximations,
         "layers": _layers(tensors, checkpoint.ffn_kind),
         "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
         "tensors": tensors,

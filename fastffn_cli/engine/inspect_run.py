@@ -18,11 +18,11 @@ BEGINNINGS = ("start", "resume")
 def describe_run(run_dir: Path) -> dict[str, Any]:
     """Describe a run as plain JSON values.
 
-    Keys: kind, path, model, ffn, stage, state (finished, unfinished, diverged or begun), steps,
-    planned_steps, tokens, loss, best_loss, eval (list of step, loss, ppl, ...), best_eval,
-    tokens_per_s (median over the logged steps, None before the second), wall_s (all processes of
-    the run together), processes, checkpoints (name, step, bytes, damage), device. Raises
-    `CheckpointError` where nothing was recorded yet.
+    Keys: kind, path, model, ffn, attention_rank, embedding_rank, stage, state (finished,
+    unfinished, diverged or begun), steps, planned_steps, tokens, loss, best_loss, eval (list of
+    step, loss, ppl, ...), best_eval, tokens_per_s (median over the logged steps, None before the
+    second), wall_s (all processes of the run together), processes, checkpoints (name, step, bytes,
+    damage), device. Raises `CheckpointError` where nothing was recorded yet.
     """
     records = read_metrics(run_dir)
     if not records:
@@ -69,7 +69,7 @@ def _configured(run_dir: Path) -> dict[str, Any]:
     sizes = ("num_layers", "hidden_size", "num_attention_heads", "vocab_size")
     return {
         "model": {name: getattr(model, name) for name in sizes},
-        "ffn": model.ffn.model_dump(),
+        **model.approximations,
     }
 
 

@@ -51,7 +51,8 @@ def estimate_memory(
     layer = _count_layer(config, seq_len)
     # Softmax and logits, or their gradient; in float16 the loss takes a float32 copy as well.
     head = config.vocab_size * (width + FLOAT + (FLOAT if half else 0))
-    head += 2 * config.hidden_size * width
+    # Between the factors of the embeddings: of the lookup, of the logits, and a gradient.
+    head += (2 * config.hidden_size + 3 * (config.embedding_rank or 0)) * width
     per_token = width * config.num_layers * layer.kept
     per_token += max(head, width * (layer.rebuilt + layer.working))
     fixed = count_parameters(config) * (18 if half else 16)
@@ -76,20 +77,21 @@ def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
     Of the residual width D: inputs and outputs of both norms (4), scaled queries, keys and values
     (3) and the joined heads (1); dropout masks are bytes, a quarter each. Of the score square H·T:
     the softmax, and with dropout also its result and mask. Of the hidden width F: before and after
-    GELU. Of rank R: between the factors of either matrix (`Cost.kept_per_token`). The layer that
-    keeps most stands for all.
+    GELU. Of rank R: between the factors of either matrix (`Cost.kept_per_token`), of attention as
+    well. The layer that keeps most stands for all.
     """
     d, square = config.hidden_size, config.num_attention_heads * seq_len
     masks = 0.5 * d if config.hidden_dropout_prob else 0.0
     scores = square * (2.25 if config.attention_probs_dropout_prob else 1.0)
     wide = max(cost.kept_per_token for cost in config.ffn_costs)
-    everything = 8 * d + masks + scores + wide
+    narrow = config.attention_rank or 0  # between the factors of one projection
+    everything = 8 * d + 2 * narrow + masks + scores + wide
     kept, rebuilt = everything, 0.0
     if config.use_recompute:
         kept, rebuilt = {
             "full": (d, everything),
-            "full_attn": (4 * d + masks + wide, 4 * d + scores),
-            "core_attn": (8 * d + masks + wide, scores),
+            "full_attn": (4 * d + masks + wide, 4 * d + 2 * narrow + scores),
+            "core_attn": (8 * d + 2 * narrow + masks + wide, scores),
         }[config.recompute_granularity]
     # Working sets seen in Paddle 3.3's backward pass: of the residual width, of the hidden width,
     # and of attention, whose gradients come when the layer's wide part is gone already.

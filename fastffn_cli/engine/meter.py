@@ -47,8 +47,8 @@ class Meter:
         """The batch has arrived."""
         self._read = self._clock()
 
-    def end(self, tokens: int) -> None:
-        """The step is done and its loss is known."""
+    def end(self, tokens: int) -> float:
+        """The step is done and its loss is known; return its seconds."""
         now = self._clock()
         seconds = now - self._begun
         self._window_steps += 1
@@ -62,6 +62,11 @@ class Meter:
             self.warm_tokens += tokens
             self.warm_s += seconds
         self._steps_seen += 1
+        return seconds
+
+    def restart(self) -> None:
+        """The next step runs another model, whose kernels have to be built: a first one again."""
+        self._steps_seen = 0
 
     def window(self) -> Rates:
         """Averages since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fastffn_cli.config.ffn import DENSE
 from fastffn_cli.config.schema import Config
 from fastffn_cli.errors import ConfigError
 from models.gpt import GPT, GPTConfig
@@ -12,7 +13,8 @@ from models.gpt import GPT, GPTConfig
 def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
     """Return the model's sizes; `vocab_size` stands in where the file leaves it to the data.
 
-    Raises `ConfigError` for a masked token that such a vocabulary does not have.
+    Raises `ConfigError` for a masked token that such a vocabulary does not have, or a rank of the
+    embeddings above it.
     """
     section = config.Model
     vocabulary = section.vocab_size if section.vocab_size is not None else vocab_size
@@ -25,6 +27,15 @@ def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
                 "tokens of the data"
             ],
             hint="Type the id of end-of-text: -o Model.masked_token_id=N",
+        )
+    if section.embedding_rank is not None and section.embedding_rank > vocabulary:
+        raise ConfigError(
+            "the configuration",
+            [
+                f"Model.embedding_rank {section.embedding_rank} is above the {vocabulary} tokens "
+                "of the data"
+            ],
+            hint="Leave it out, or type one below: -o Model.embedding_rank=N",
         )
     return GPTConfig(
         vocab_size=vocabulary,
@@ -40,7 +51,7 @@ def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
         use_recompute=section.use_recompute,
         recompute_granularity=section.recompute_granularity,
         masked_token_id=section.masked_token_id,
-        ffn=section.ffn.model_dump(),
+        **section.approximations,
     )
 
 
@@ -53,5 +64,5 @@ def build_model(config: GPTConfig, seed: int) -> GPT:
 
 
 def dense_counterpart(config: GPTConfig) -> GPTConfig:
-    """The same model with ordinary feed-forward layers."""
-    return replace(config, ffn={"kind": "dense"})
+    """The same model with nothing in a cheaper form."""
+    return replace(config, **DENSE)

@@ -40,6 +40,10 @@ class AdamW:
             for name, parameter in model.named_parameters()
             if not parameter.stop_gradient
         }
+        self._rate_scales = {
+            name: float(parameter.optimize_attr["learning_rate"])
+            for name, parameter in self.parameters.items()
+        }
         build = paddle.optimizer.AdamW if options.bias_correction else _UncorrectedAdamW
         self.inner = build(
             learning_rate=0.0,
@@ -54,13 +58,23 @@ class AdamW:
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.parameters.items():
-            scale = float(parameter.optimize_attr["learning_rate"])
+            scale = self._rate_scales[name]
             share = float(getattr(parameter, "weight_decay_scale", 1.0)) if decays(name) else 0.0
             groups.setdefault((scale, share), []).append(parameter)
         return [
             {"params": members, "learning_rate": scale, "weight_decay": weight_decay * share}
             for (scale, share), members in groups.items()
         ]
+
+    def set_rate_factors(self, factors: Mapping[str, float]) -> None:
+        """Multiply the learning rates of some parameters, for all updates until the next call.
+
+        The factors come on top of the parameters' own, and replace those of the last call. Raises
+        `KeyError` for a name that is no parameter's.
+        """
+        for name, factor in factors.items():
+            parameter = self.parameters[name]
+            parameter.optimize_attr["learning_rate"] = self._rate_scales[name] * factor
 
     def step(self, learning_rate: float) -> None:
         """Update every parameter from its gradient at this learning rate."""

@@ -14,10 +14,12 @@ def plot_losses(
     x_label: str = "step",
     title: str | None = None,
     dashed: Sequence[str] = (),
+    marks: Sequence[tuple[float, str]] = (),
 ) -> None:
     """Draw named curves of (x, loss) into a PNG; names in `dashed` are drawn so.
 
-    Long curves get a smoothed line over their faint raw points.
+    Long curves get a smoothed line over their faint raw points. `marks` are vertical lines, each
+    with its text.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,6 +40,12 @@ def plot_losses(
         axes.plot(
             xs, ys, style, color=color, label=name, linewidth=1.6, marker=marker, markersize=3
         )
+    for x, text in marks:
+        axes.axvline(x, color="0.5", linewidth=1.0, linestyle=":")
+        axes.annotate(
+            text, (x, 1.0), (3, -3), xycoords=("data", "axes fraction"), fontsize=8, color="0.35",
+            textcoords="offset points", rotation=90, va="top",
+        )  # fmt: skip
     axes.set_xlabel(x_label)
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastffn_cli.config.ffn import describe_approximations
 from fastffn_cli.engine.logline import stamped, train_line
 from fastffn_cli.engine.meter import Rates
 from fastffn_cli.engine.plot import plot_losses
-from fastffn_cli.engine.run import PLOT_FILE, Run, read_metrics, series
+from fastffn_cli.engine.run import PLOT_FILE, Run, read_metrics, series, steps_of
 from fastffn_cli.engine.sinks import Sink, open_sinks
 
 
@@ -76,6 +77,16 @@ class Report:
         shown = "".join(f", {name}: {value:.4f}" for name, value in metrics.items())
         self.note(f"[eval] step {step}, loss: {loss:.9f}{shown}, tokens: {tokens}")
 
+    def switch(
+        self, step: int, *, stage: str, reason: str | None, after: Mapping[str, Any], **values: Any
+    ) -> None:
+        """Tell that the run goes on with another model, of the parts `after`."""
+        self._run.record("switch", step=step, stage=stage, reason=reason, after=after, **values)
+        self.note(
+            f"[switch] after step {step} ({reason}): {describe_approximations(after)} from here, "
+            f"max |logit difference|: {values['logit_difference']:.3e}, {values['seconds']:.2f} s"
+        )
+
     def checkpoint(self, step: int, path: Path) -> None:
         """Tell that a checkpoint was written."""
         self._run.record("checkpoint", step=step, path=path.name)
@@ -101,7 +112,12 @@ class Report:
         if not curves["train"]:
             return
         try:
-            plot_losses(curves, self._run.dir / PLOT_FILE, title=self._run.dir.name)
+            plot_losses(
+                curves,
+                self._run.dir / PLOT_FILE,
+                title=self._run.dir.name,
+                marks=[(step, "switch") for step in steps_of(records, "switch")],
+            )
         except OSError as error:
             self._view.note(stamped(f"{PLOT_FILE} could not be written: {error}"))
 

@@ -184,6 +184,11 @@ def series(records: list[dict[str, Any]], event: str, key: str) -> list[tuple[in
     return sorted(points.items())
 
 
+def steps_of(records: list[dict[str, Any]], event: str) -> list[int]:
+    """Return the steps of one kind of record, each once."""
+    return sorted({int(record["step"]) for record in records if record.get("event") == event})
+
+
 def _describe(run_dir: Path) -> str:
     newest, _ = newest_of_run(run_dir, checksums=False)
     steps = series(read_metrics(run_dir), "train", "loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastffn_cli.config.ffn import describe_ffn
+from fastffn_cli.config.ffn import describe_approximations
 from fastffn_cli.ui import number, size
 from models.gpt import count_parameters, flops_per_token
 
@@ -22,6 +22,7 @@ def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
         ("data", _data(blueprint)),
         ("batch", _batch(blueprint)),
         ("budget", _budget(blueprint)),
+        *_stages(blueprint),
         ("learning rate", _learning_rate(blueprint)),
         ("memory", _memory(blueprint)),
         ("checkpoints", _checkpoints(blueprint)),
@@ -37,10 +38,10 @@ def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
 
 def _model(blueprint: Blueprint) -> str:
     model = blueprint.model
-    ffn = describe_ffn(model.ffn)
+    parts = describe_approximations(model.approximations)
     return (
         f"GPT {model.num_layers} layers x {model.hidden_size}, {model.num_attention_heads} heads, "
-        f"vocabulary {model.vocab_size:,}, {model.max_position_embeddings} positions · FFN {ffn}"
+        f"vocabulary {model.vocab_size:,}, {model.max_position_embeddings} positions · {parts}"
     )
 
 
@@ -55,15 +56,10 @@ def _parameters(blueprint: Blueprint) -> str:
 
 
 def _compute(blueprint: Blueprint) -> str:
-    from fastffn_cli.engine.model import dense_counterpart
-
-    seq_len = blueprint.config.Data.dataset.max_seq_len
-    own = 3 * flops_per_token(blueprint.model, seq_len)
-    dense = 3 * flops_per_token(dense_counterpart(blueprint.model), seq_len)
+    own = 3 * flops_per_token(blueprint.model, blueprint.config.Data.dataset.max_seq_len)
+    ratio = _flops_ratio(blueprint)
     text = f"{number(own)}FLOP a token, forward and backward"
-    if own == dense:
-        return text
-    return f"{text} · at most {dense / own:.3f} x faster than dense by FLOPs"
+    return text if ratio == 1 else f"{text} · at most {ratio:.3f} x faster than dense by FLOPs"
 
 
 def _data(blueprint: Blueprint) -> str:
@@ -90,6 +86,33 @@ def _budget(blueprint: Blueprint) -> str:
     tokens = plan.max_steps * plan.batch_size * train.seq_len
     epochs = plan.max_steps * plan.batch_size / train.num_samples
     return f"{plan.max_steps:,} steps = {number(tokens)} tokens = {epochs:.2f} epochs"
+
+
+def _stages(blueprint: Blueprint) -> list[tuple[str, str]]:
+    schedule, steps = blueprint.config.Schedule, blueprint.plan.max_steps
+    if schedule.switch == "never":
+        return []
+    text, begin, end = "", round(schedule.dense_start * steps), round(schedule.at * steps)
+    if begin:
+        text = f"dense to step {begin:,}, "
+    if schedule.switch == "fraction":
+        text += f"stage 1 to step {end:,}"
+    else:
+        first = max(begin, round(schedule.earliest * steps))
+        text += f"stage 1 until {schedule.switch} ends it, at step {first:,} to {end:,}"
+    saved = 1 - 1 / _flops_ratio(blueprint)
+    whole = 1 / (1 - (schedule.at - schedule.dense_start) * saved)
+    text += f", then dense · the whole run at most {whole:.3f} x faster than dense by FLOPs"
+    return [("stages", f"{text} · handover {schedule.handover}")]
+
+
+def _flops_ratio(blueprint: Blueprint) -> float:
+    """Return a dense step's FLOPs over those of the configured model."""
+    from fastffn_cli.engine.model import dense_counterpart
+
+    seq_len = blueprint.config.Data.dataset.max_seq_len
+    dense = flops_per_token(dense_counterpart(blueprint.model), seq_len)
+    return dense / flops_per_token(blueprint.model, seq_len)
 
 
 def _learning_rate(blueprint: Blueprint) -> str:

@@ -60,7 +60,7 @@ def find_start(
         wanted = Path(config.Engine.save_load.ckpt_dir)
     if wanted is None and stage == "pretrain":
         return None
-    dense = config.Model.ffn.kind == "dense"
+    dense = config.Model.is_dense
     path = find_checkpoint(
         wanted,
         dense=dense,

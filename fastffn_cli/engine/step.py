@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -57,7 +58,7 @@ class TrainStep:
 
     def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
         """Run one update; raises `Diverged`, before the update, when a number is not finite."""
-        loss = self._accumulate_gradients(batch)
+        loss = self.accumulate_gradients(batch)
         self.precision.unscale(self.optimizer)
         grad_norm = global_norm(self.optimizer.parameters)
         finite = math.isfinite(grad_norm) and math.isfinite(loss)
@@ -75,7 +76,24 @@ class TrainStep:
             )
         return StepResult(loss, grad_norm, skipped=not finite)
 
-    def _accumulate_gradients(self, batch: Batch) -> float:
+    def probe(self, batch: Batch, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return gradients of one step's batch, clipped as an update would see them; no update.
+
+        They are float32, by name; not finite where the step would not have been.
+        """
+        self.accumulate_gradients(batch)
+        scale_gradients(self.optimizer.parameters, 1.0 / self.precision.loss_scale)
+        norm = global_norm(self.optimizer.parameters)
+        factor = self.grad_clip / norm if self.grad_clip and norm > self.grad_clip else 1.0
+        gradients = {
+            name: self.optimizer.parameters[name].grad.astype("float32").numpy() * factor
+            for name in names
+        }
+        self.optimizer.clear_gradients()
+        return gradients
+
+    def accumulate_gradients(self, batch: Batch) -> float:
+        """Add one step's gradients, times the loss scale; return the mean loss of its tokens."""
         valid = max(self.task.weight(batch), 1.0)
         total: Tensor | None = None
         for micro in micro_batches(batch, self.micro_batch_size):

@@ -24,7 +24,6 @@ from fastffn_cli.engine.checkpoint import (
 )
 from fastffn_cli.engine.compatibility import check_resume, fit_positions
 from fastffn_cli.engine.device import Device
-from fastffn_cli.engine.fit import Plan, Progress, Session
 from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
 from fastffn_cli.engine.model import build_model, gpt_config
 from fastffn_cli.engine.optimizer import AdamW
@@ -32,7 +31,9 @@ from fastffn_cli.engine.out_of_memory import advise
 from fastffn_cli.engine.precision import Precision, choose_precision
 from fastffn_cli.engine.run import Run, holds_run, refuse_existing
 from fastffn_cli.engine.schedule import Schedule, build_schedule
+from fastffn_cli.engine.session import Plan, Progress, Session
 from fastffn_cli.engine.sinks import check_sinks
+from fastffn_cli.engine.stages import Stages, dense_config
 from fastffn_cli.engine.starting_point import find_resume, find_start
 from fastffn_cli.errors import ConfigError, DataError, is_out_of_memory
 from fastffn_cli.tasks.task import TaskFactory
@@ -92,16 +93,26 @@ def draw_blueprint(
     if resume_from is not None:
         check_resume(resume_from, config, train.num_tokens, notices)
     else:
-        start = find_start(config, stage, start_from, notices)
+        begun_with = dense_config(config) if Stages.begin(config.Schedule).is_dense else config
+        start = find_start(begun_with, stage, start_from, notices)
     precision, warning = choose_precision(config.Engine.mix_precision, device)
     if warning:
         warnings.append(warning)
     plan = _plan(config, train)
-    memory = estimate_memory(
-        model,
-        config.Data.dataset.max_seq_len,
-        half=precision.multi_precision,
-        on_host=device.type == "cpu",
+    trained = [model]
+    if config.Schedule.switch != "never":
+        trained.append(gpt_config(dense_config(config)))
+    memory = max(
+        (
+            estimate_memory(
+                each,
+                config.Data.dataset.max_seq_len,
+                half=precision.multi_precision,
+                on_host=device.type == "cpu",
+            )
+            for each in trained
+        ),
+        key=lambda estimate: estimate.total(config.Data.batch_size.micro_batch_size),
     )
     return Blueprint(
         stage=stage,
@@ -145,13 +156,17 @@ def build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
 
 
 def _build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
-    config, plan = blueprint.config, blueprint.plan
-    model = build_model(blueprint.model, config.Global.seed)
+    planned, plan, resume_from = blueprint.config, blueprint.plan, blueprint.resume_from
+    stages, config = Stages.begin(planned.Schedule), planned
+    if resume_from is not None:
+        stages = Stages.resume(resume_from.trainer.get("stages"))
+    if stages.is_dense:
+        config = dense_config(planned)
+    model = build_model(gpt_config(config), config.Global.seed)
     if blueprint.start_from is not None:
         origin = blueprint.start_from
         tensors = fit_positions(origin.tensors(), blueprint.model, origin.path)
         set_weights(model, tensors, origin.path)
-    resume_from = blueprint.resume_from
     if resume_from is not None:
         set_weights(model, resume_from.tensors(), resume_from.path)
     precision = blueprint.precision
@@ -166,7 +181,10 @@ def _build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
         )
     run = _open_run(blueprint)
     session = Session(
+        planned=planned,
         config=config,
+        stages=stages,
+        make_task=make_task,
         task=make_task(model),
         optimizer=optimizer,
         precision=precision,
@@ -177,7 +195,7 @@ def _build_session(blueprint: Blueprint, make_task: TaskFactory) -> Session:
         run=run,
         device=blueprint.device,
         memory=blueprint.memory,
-        trainer=_trainer_record(blueprint),
+        trainer=_trainer_record(blueprint) | config.Model.approximations,
         tokenizer_dir=blueprint.folder.tokenizer_dir,
         continue_command=continue_command(blueprint),
         progress=progress,
@@ -309,7 +327,6 @@ def _trainer_record(blueprint: Blueprint) -> dict[str, Any]:
         "planned_steps": blueprint.plan.max_steps,
         "seed": blueprint.plan.seed,
         "rng": "paddle.seed(step_seed(seed, step)) before every step",
-        "ffn": blueprint.model.ffn,
         "schedule": vars(blueprint.schedule),
         "precision": blueprint.precision.describe(),
         "data": {

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastffn_cli.config.ffn import DENSE
 from fastffn_cli.engine.tensor_file import describe_tensors
 from fastffn_cli.interop.mindrecord import open_mindrecord
 from fastffn_cli.interop.registry import open_foreign
@@ -31,7 +32,7 @@ def describe_foreign(path: Path) -> dict[str, Any]:
         "path": str(path),
         "step": opened.step,
         "model": {name: opened.model.get(name) for name in SIZES},
-        "ffn": opened.model.get("ffn", {"kind": "dense"}),
+        "ffn": opened.model.get("ffn", DENSE["ffn"]),
         "parameters": sum(tensor.size for tensor in opened.tensors.values()),
         "dtypes": dict(Counter(tensor.dtype for tensor in opened.tensors.values())),
         "tensors": describe_tensors(opened.tensors),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastffn_cli.config.facts import Facts
+from fastffn_cli.config.ffn import DENSE
 from fastffn_cli.config.load import Resolved, default_config, load_config
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def read_foreign(
             f"{path} does not tell the number of attention heads",
             hint=f"Give it with -c FILE (the YAML it was trained with) or -o Model.{HEADS}=N",
         )
-    completed, notices = _with_told_ffn(given, opened)
+    completed, notices = _with_told_parts(given, opened)
     shapes = {
         name: tuple(parameter.shape)
         for name, parameter in hollow_model(completed).named_parameters()
@@ -82,7 +83,7 @@ def read_foreign(
     trainer = {
         "step": opened.step,
         "stage": "convert",
-        "ffn": completed.Model.ffn.model_dump(),
+        **completed.Model.approximations,
         "seed": completed.Global.seed,
         "source": str(path),
         "format_of_source": opened.title,
@@ -114,9 +115,12 @@ def _facts_of(opened: Opened) -> Facts:
     )
 
 
-def _with_told_ffn(given: Resolved, opened: Opened) -> tuple[Config, list[str]]:
-    """Take the feed-forwards as they are in the files, whatever the configuration asks for."""
-    told = dict(opened.model.get("ffn", {"kind": "dense"}))
+def _with_told_parts(given: Resolved, opened: Opened) -> tuple[Config, list[str]]:
+    """Take the feed-forwards as they are in the files, whatever the configuration asks for.
+
+    Attention and embeddings are whole everywhere else.
+    """
+    told = dict(opened.model.get("ffn", DENSE["ffn"]))
     asked, origin = given.config.Model.ffn.kind, given.origins.get("Model.ffn.kind")
     notices = []
     if asked != told["kind"] and origin is not None and origin.given:
@@ -124,6 +128,12 @@ def _with_told_ffn(given: Resolved, opened: Opened) -> tuple[Config, list[str]]:
             f"Model.ffn.kind is {asked} ({origin}), the feed-forwards of {opened.path} are "
             f"{told['kind']}: they stay so (--to changes them)"
         )
+    for name in ("attention_rank", "embedding_rank"):
+        if (rank := getattr(given.config.Model, name)) is not None:
+            notices.append(
+                f"Model.{name} is {rank} ({given.origins[f'Model.{name}']}), the matrices of "
+                f"{opened.path} are whole: they stay so"
+            )
     values = given.config.model_dump()
-    values["Model"]["ffn"] = told
+    values["Model"].update({**DENSE, "ffn": told})
     return Config.model_validate(values), notices

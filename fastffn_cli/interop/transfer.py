@@ -184,7 +184,7 @@ def _choose_spec(wish: Wish, source: Checkpoint) -> dict[str, Any] | None:
     strange = [name for name in given if name not in FFN_KINDS[wish.kind].model_fields]
     if strange:
         raise UserError(f"--{strange[0]} is no option of the kind '{wish.kind}'")
-    if kind != wish.kind:
+    if kind != wish.kind or (kind == "dense" and not source.config.Model.is_dense):
         return {"kind": wish.kind, **given}
     other = [name for name, value in given.items() if had[name] != value]
     if other:

@@ -9,6 +9,7 @@ from fastffn_cli.config.schema import Config
 from fastffn_cli.data.tokenizer import Tokenizer
 from fastffn_cli.engine import storage
 from fastffn_cli.engine.tensor_file import StoredTensor
+from fastffn_cli.errors import UserError
 from fastffn_cli.interop.layout import split_tensors
 from fastffn_cli.interop.registry import find_system
 from fastffn_cli.interop.system import Export
@@ -29,6 +30,13 @@ def write_foreign(
     model or the folder exists, `DiskFull` before or while writing; nothing is left behind then.
     """
     system = find_system(system_name)
+    for name in ("attention_rank", "embedding_rank"):
+        rank = getattr(config.Model, name)
+        if rank is not None:
+            raise UserError(
+                f"{system.title} has whole matrices only, and Model.{name} is {rank} here",
+                hint="Merge the factors first: add --to dense",
+            )
     tensors = split_tensors(system.rules(config.Model, ()), weights)
     storage.check_room(final_dir, sum(tensor.nbytes for tensor in tensors.values()) + (1 << 20))
     with storage.new_folder(final_dir, manifest=False) as folder:

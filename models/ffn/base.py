@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from paddle import Tensor, nn
 from paddle.nn import functional
+
+from models.ffn.parameters import to_float64
 
 
 class NotMergeable(TypeError):
@@ -48,6 +51,7 @@ class FFN(nn.Layer):
     """
 
     kind: ClassVar[str]
+    why_not_mergeable: ClassVar[str | None] = None  # None: `merge` has a dense form to return
     Options: ClassVar[type[Any]]
 
     linear1: nn.Layer
@@ -64,13 +68,25 @@ class FFN(nn.Layer):
 
     @classmethod
     def approximate_pair(
-        cls, linear1: nn.Linear, linear2: nn.Linear, options: Any
+        cls, linear1: nn.Linear, linear2: nn.Linear, options: Any, init_std: float
     ) -> tuple[nn.Layer, nn.Layer]:
         """Return cheap stand-ins for a trained (Linear, activation, Linear) pair.
 
+        They train at the rates of layers that start with `init_std`.
         Raises `TypeError` where the kind has no such construction.
         """
         raise TypeError(f"a trained feed-forward cannot be approximated by kind '{cls.kind}'")
+
+    @classmethod
+    def pair_errors(
+        cls, linears: tuple[nn.Linear, nn.Linear], stand_ins: tuple[nn.Layer, nn.Layer]
+    ) -> tuple[float, float]:
+        """Return ‖W - W'‖/‖W‖ (Frobenius) of both matrices of what `approximate_pair` returned."""
+        first, second = (
+            relative_error(linear, stand_in.dense_weight())
+            for linear, stand_in in zip(linears, stand_ins, strict=True)
+        )
+        return first, second
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return what the last forward pass adds to the training objective, 0-d, or None."""
@@ -89,5 +105,13 @@ class FFN(nn.Layer):
         What has to be drawn for it comes from Paddle's random generator.
         """
         raise NotMergeable(
-            f"feed-forward kind '{self.kind}' has no dense form of the same function"
+            f"feed-forward kind '{self.kind}' has no dense form of the same function: "
+            f"{self.why_not_mergeable}"
         )
+
+
+def relative_error(linear: nn.Linear, stand_in_IO: np.ndarray) -> float:
+    """Return ‖W - W'‖/‖W‖ (Frobenius) for the weight of `linear` and the matrix in its place."""
+    weight_IO = to_float64(linear.weight)
+    distance, norm = (float(np.linalg.norm(each)) for each in (weight_IO - stand_in_IO, weight_IO))
+    return distance / max(norm, 1e-300)

@@ -9,26 +9,24 @@ factor, too, is cheap, so that R can be larger. Merging multiplies: W = blkdiag(
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from models.ffn.base import Cost, Shape
+from models.ffn.block_products import BlockProduct, Part
 from models.ffn.blocks import (
     BlockFFN,
-    BlockLinear,
     OrthogonalBlocks,
     check_blocks,
     learning_rate_scale,
     multiply_blocks,
-    overwrite,
     start_norm,
 )
-from models.ffn.low_rank import to_float64, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,13 @@ class BlockDenseOptions:
     lr_cap: float = 4.0
 
 
-class BlockDenseLinear(BlockLinear):
+class BlockDenseLinear(BlockProduct):
     """`x @ blkdiag(left) @ right + bias`; `left` is [b, in/b, R/b], `right` is [R, out].
 
     The blocks of `left` and the rows of `right` start orthogonal, as in the source, and share the
     norm of the product, which is that of a dense start (`blocks.start_norm`; the source's is 1
     whatever the sizes). Raises `ValueError` for a rank above the smaller size.
     """
-
-    left: Tensor
-    right: Tensor
 
     def create_weights(self, options: BlockDenseOptions, init_std: float) -> None:
         """Make `left` and `right`."""
@@ -86,18 +81,17 @@ class BlockDenseLinear(BlockLinear):
         """Map [..., in] to [..., out] through [..., R]."""
         return self.add_bias(paddle.matmul(multiply_blocks(x, self.left), self.right))
 
-    def dense_weight(self) -> np.ndarray:
-        """`blkdiag(left) @ right`, [in, out], multiplied in float64."""
-        left, right = to_float64(self.left), to_float64(self.right)
-        by_block = right.reshape([self.blocks, -1, self.out_features])
-        return (left @ by_block).reshape([self.in_features, self.out_features])
+    def grid_shape(self) -> list[int]:
+        """Input blocks, their inputs, outputs."""
+        return [self.blocks, self.in_features // self.blocks, self.out_features]
 
-    def fit(self, weight_IO: np.ndarray) -> None:
-        """Truncated SVD of each block of in/b rows at rank R/b: no better fit exists."""
-        rows = weight_IO.reshape([self.blocks, -1, self.out_features])
-        left, right = zip(*(truncated_svd(row, self.left.shape[2]) for row in rows), strict=True)
-        overwrite(self.left, np.stack(left))
-        overwrite(self.right, np.concatenate(right))
+    def parts(self) -> Iterator[Part]:
+        """The rows of each input block, of rank R/b."""
+        rank = self.left.shape[2]
+        for block in range(self.blocks):
+            yield Part(
+                left=(block,), right=(slice(block * rank, (block + 1) * rank),), weight=(block,)
+            )
 
 
 class BlockDenseFFN(BlockFFN):

@@ -10,6 +10,7 @@ of D/b to F/b: only attention mixes their columns. Merging writes the zeros.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +25,14 @@ from models.ffn.blocks import (
     BlockLinear,
     block_diagonal_matrix,
     check_blocks,
+    diagonal_blocks,
     join_columns,
     learning_rate_scale,
     overwrite,
     split_columns,
 )
-from models.ffn.low_rank import to_float64
+from models.ffn.moments import MergedParameter, complete_second_moment, copy_state
+from models.ffn.parameters import to_float64
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,37 @@ class BlockDiagonalLinear(BlockLinear):
 
     def fit(self, weight_IO: np.ndarray) -> None:
         """Keep the blocks on the diagonal: what is dropped cannot be made up for elsewhere."""
-        b = self.blocks
-        grid = weight_IO.reshape([b, self.in_features // b, b, self.out_features // b])
-        overwrite(self.weight, np.stack([grid[block, :, block] for block in range(b)]))
+        overwrite(self.weight, diagonal_blocks(weight_IO, self.blocks))
+
+    def merged_parameters(self) -> dict[str, MergedParameter]:
+        """Name the weight, of another shape than the blocks."""
+        shape = (self.in_features, self.out_features)
+        return {"weight": MergedParameter(shape, ("weight",))}
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the blocks' moments as they are, and an estimate of those between them.
+
+        `state` and the result are those of `models.ffn.moments.MergesState`. The entries that had
+        no gradient have a first moment of zero, and a second one by the rank-1 model that their
+        rows and columns within the blocks tell (`complete_second_moment`).
+        """
+        copied = copy_state(state, "weight", "weight")
+        known_bio = np.ones(self.weight.shape, dtype=bool)
+        merged = {
+            entry: block_diagonal_matrix(known_bio if entry == "weight.copied" else blocks_bio)
+            for entry, blocks_bio in copied.items()
+        }
+        merged["weight.moment2"] = complete_second_moment(
+            merged["weight.moment2"], merged["weight.copied"]
+        )
+        return merged
+
+    def split_state(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the moments on the diagonal: see `models.ffn.moments.SplitsState`."""
+        return {
+            entry: array if entry == "weight.copied" else diagonal_blocks(array, self.blocks)
+            for entry, array in copy_state(state, "weight", "weight").items()
+        }
 
 
 class BlockDiagonalFFN(BlockFFN):

@@ -17,7 +17,7 @@ from paddle import Tensor, nn
 
 from models.ffn.base import FFN, Shape
 from models.ffn.dense import DenseFFN
-from models.ffn.low_rank import to_float64
+from models.ffn.parameters import to_float64
 
 
 class RateOptions(Protocol):
@@ -48,9 +48,8 @@ class BlockLinear(nn.Layer):
         *,
         init_std: float = 0.02,
         bias: bool = True,
-        dtype: str | None = None,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.blocks = options.blocks
         self.create_weights(options, init_std)
@@ -82,16 +81,16 @@ class BlockLinear(nn.Layer):
         return linear
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, options: Any) -> BlockLinear:
-        """Return the best approximation of `linear`; its bias is kept."""
+    def from_linear(cls, linear: nn.Linear, options: Any, init_std: float = 0.02) -> BlockLinear:
+        """Return the best approximation of `linear`; its bias is kept.
+
+        It trains at the rates of a layer that starts with `init_std`.
+        """
         in_features, out_features = linear.weight.shape
         layer = cls(
-            in_features,
-            out_features,
-            options,
-            bias=linear.bias is not None,
-            dtype=str(linear.weight.dtype).removeprefix("paddle."),
+            in_features, out_features, options, init_std=init_std, bias=linear.bias is not None
         )
+        layer.to(dtype=linear.weight.dtype)
         layer.fit(to_float64(linear.weight))
         if layer.bias is not None:
             layer.bias.set_value(linear.bias)
@@ -130,10 +129,13 @@ class BlockFFN(FFN):
 
     @classmethod
     def approximate_pair(
-        cls, linear1: nn.Linear, linear2: nn.Linear, options: Any
+        cls, linear1: nn.Linear, linear2: nn.Linear, options: Any, init_std: float
     ) -> tuple[nn.Layer, nn.Layer]:
         """Fit either matrix by itself; biases are kept."""
-        return cls.Linear.from_linear(linear1, options), cls.Linear.from_linear(linear2, options)
+        return (
+            cls.Linear.from_linear(linear1, options, init_std),
+            cls.Linear.from_linear(linear2, options, init_std),
+        )
 
     def merge(self) -> DenseFFN:
         """Multiply out both matrices."""
@@ -241,6 +243,13 @@ def block_diagonal_matrix(weight_bio: np.ndarray) -> np.ndarray:
     for block in range(blocks):
         matrix[block, :, block] = weight_bio[block]
     return matrix.reshape([blocks * rows, blocks * columns])
+
+
+def diagonal_blocks(matrix_IO: np.ndarray, blocks: int) -> np.ndarray:
+    """Return the [b, in/b, out/b] blocks on the diagonal of a matrix [in, out]."""
+    rows, columns = matrix_IO.shape
+    grid = matrix_IO.reshape([blocks, rows // blocks, blocks, columns // blocks])
+    return np.stack([grid[block, :, block] for block in range(blocks)])
 
 
 def overwrite(parameter: Tensor, value: np.ndarray) -> None:

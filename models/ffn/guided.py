@@ -27,7 +27,7 @@ from paddle import Tensor
 
 from models.ffn.base import FFN, Cost, NotMergeable, Shape
 from models.ffn.dense import DenseFFN
-from models.ffn.moments import MergedParameter, MergesState
+from models.ffn.moments import MergedParameter, MergesState, MovesMerged, copy_state
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,17 @@ class GuidedFFN(FFN):
                 raise KeyError(f"{place}{missing.args[0]}") from None
             merged.update((prefix + name, array) for name, array in lifted.items())
         for name in self._kept_names():
-            for entry in ("moment1", "moment2"):
-                merged[f"{name}.{entry}"] = state[f"inner.{name}.{entry}"].astype(np.float64)
-            if f"inner.{name}.master" in state:
-                merged[f"{name}.master"] = state[f"inner.{name}.master"].astype(np.float64)
+            merged.update(copy_state(state, f"inner.{name}", name))
         return merged
+
+    def merged_rates(self) -> dict[str, float]:
+        """Return those of the inner feed-forward: see `models.ffn.moments.MovesMerged`."""
+        return {
+            prefix + name: rate
+            for prefix, layer in self._merging_parts()
+            if isinstance(layer, MovesMerged)
+            for name, rate in layer.merged_rates().items()
+        }
 
     def _merging_parts(self) -> list[tuple[str, MergesState]]:
         """The inner feed-forward, or its layers, whose state is not simply kept: path, layer."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import paddle
@@ -22,7 +22,17 @@ from paddle.nn import functional
 
 from models.ffn.base import FFN, Cost, Shape
 from models.ffn.dense import DenseFFN
-from models.ffn.moments import MergedParameter, lift_first_moment, lift_second_moment
+from models.ffn.moments import (
+    MergedParameter,
+    lift_first_moment,
+    lift_second_moment,
+    pair_rate,
+    split_moments,
+)
+from models.ffn.parameters import master_or_value, rate_scale, to_float64
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,8 @@ class LowRankLinear(nn.Layer):
         *,
         init_std: float = 0.02,
         bias: bool = True,
-        dtype: str | None = None,
     ) -> None:
-        super().__init__(dtype=dtype)
+        super().__init__()
         rank = options.rank
         if not 1 <= rank <= min(in_features, out_features):
             raise ValueError(
@@ -93,12 +102,8 @@ class LowRankLinear(nn.Layer):
         options: LowRankOptions,
         initializer: nn.initializer.Initializer,
     ) -> Tensor:
-        parameter = self.create_parameter(
-            shape, attr=paddle.ParamAttr(initializer=initializer, learning_rate=scale)
-        )
-        # Decoupled decay multiplies by 1 - lr·λ with the factor's own lr, so the scale is divided
-        # out: (1 - ηλ/2)² = 1 - ηλ to first order in η.
-        parameter.weight_decay_scale = 0.5 / scale if options.decay_rule == "half" else 1.0
+        parameter = self.create_parameter(shape, attr=paddle.ParamAttr(initializer=initializer))
+        _set_rate(parameter, scale, options)
         return parameter
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,35 +142,59 @@ class LowRankLinear(nn.Layer):
 
         `state` and the result are those of `models.ffn.moments.MergesState`.
         """
-        keeps_masters = "left.master" in state
-        left, right = (
-            state[f"{name}.master"].astype(np.float64)
-            if keeps_masters
-            else to_float64(getattr(self, name))
-            for name in ("left", "right")
-        )
+        left, right = (master_or_value(self, name, state) for name in ("left", "right"))
         first, second = (
             lift(left, right, state[f"left.{moment}"], state[f"right.{moment}"])
             for moment, lift in (("moment1", lift_first_moment), ("moment2", lift_second_moment))
         )
-        master = {"weight.master": left @ right} if keeps_masters else {}
+        master = {"weight.master": left @ right} if "left.master" in state else {}
         return {"weight.moment1": first, "weight.moment2": second, **master}
 
+    def split_state(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the moments of both factors from those of the weight they stand for, in float64.
+
+        `state` and the result are those of `models.ffn.moments.SplitsState`.
+        """
+        split = split_moments(
+            to_float64(self.left),
+            to_float64(self.right),
+            state["weight.moment1"],
+            state["weight.moment2"],
+        )
+        return {
+            f"{name}.{entry}": moment
+            for name, moments in zip(("left", "right"), split, strict=True)
+            for entry, moment in zip(("moment1", "moment2"), moments, strict=True)
+        }
+
+    def merged_rates(self) -> dict[str, float]:
+        """Return `models.ffn.moments.pair_rate` of the factors, for the weight."""
+        rates = (rate_scale(factor) for factor in (self.left, self.right))
+        return {"weight": pair_rate(to_float64(self.left), to_float64(self.right), *rates)}
+
     @classmethod
-    def from_linear(cls, linear: nn.Linear, options: LowRankOptions) -> LowRankLinear:
-        """Return the best approximation of `linear` at the rank (truncated SVD, Eckart-Young)."""
+    def from_linear(
+        cls, linear: nn.Linear, options: LowRankOptions, init_std: float = 0.02, **more: Any
+    ) -> Self:
+        """Return the best approximation of `linear` at the rank (truncated SVD, Eckart-Young).
+
+        Its factors train at the rates of a layer that starts with `init_std`, as it is when a run
+        that goes on from it is resumed. `more` are further arguments of the class.
+        """
         in_features, out_features = linear.weight.shape
-        weight_IO = to_float64(linear.weight)
         # The bare factors are overwritten at once: no need to decompose a random matrix first.
         layer = cls(
             in_features,
             out_features,
-            LowRankOptions(**{**options.__dict__, "init": "normal"}),
-            init_std=max(float(weight_IO.std()), 1e-12),
+            replace(options, init="normal"),
             bias=linear.bias is not None,
-            dtype=str(linear.weight.dtype).removeprefix("paddle."),
+            **more,
         )
-        layer.set_factors(*truncated_svd(weight_IO, options.rank))
+        scales = learning_rate_scales(in_features, out_features, init_std, options)
+        for factor, scale in zip((layer.left, layer.right), scales, strict=True):
+            _set_rate(factor, scale, options)
+        layer.to(dtype=linear.weight.dtype)
+        layer.set_factors(*truncated_svd(to_float64(linear.weight), options.rank))
         if layer.bias is not None:
             layer.bias.set_value(linear.bias)
         layer.training = linear.training
@@ -201,17 +230,24 @@ class LowRankFFN(FFN):
 
     @classmethod
     def approximate_pair(
-        cls, linear1: nn.Linear, linear2: nn.Linear, options: LowRankOptions
+        cls, linear1: nn.Linear, linear2: nn.Linear, options: LowRankOptions, init_std: float
     ) -> tuple[nn.Layer, nn.Layer]:
         """Truncated SVD of either matrix; biases are kept."""
         return (
-            LowRankLinear.from_linear(linear1, options),
-            LowRankLinear.from_linear(linear2, options),
+            LowRankLinear.from_linear(linear1, options, init_std),
+            LowRankLinear.from_linear(linear2, options, init_std),
         )
 
     def merge(self) -> DenseFFN:
         """Multiply the factors of both matrices."""
         return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge())
+
+
+def _set_rate(factor: Tensor, scale: float, options: LowRankOptions) -> None:
+    factor.optimize_attr["learning_rate"] = scale
+    # Decoupled decay multiplies by 1 - lr·λ with the factor's own lr, so the scale is divided
+    # out: (1 - ηλ/2)² = 1 - ηλ to first order in η.
+    factor.weight_decay_scale = 0.5 / scale if options.decay_rule == "half" else 1.0
 
 
 def truncated_svd(weight_IO: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -261,10 +297,3 @@ def learning_rate_scales(
     left = 0.5 * math.sqrt(out_features / rank) / norm_right
     right = 0.5 * math.sqrt(in_features / rank) / norm_left
     return min(left, options.lr_cap), min(right, options.lr_cap)
-
-
-def to_float64(tensor: Tensor) -> np.ndarray:
-    """Copy a tensor of any float dtype to a float64 array (bfloat16 has no numpy dtype)."""
-    if tensor.dtype not in (paddle.float32, paddle.float64):
-        tensor = tensor.astype("float32")
-    return tensor.numpy().astype(np.float64)

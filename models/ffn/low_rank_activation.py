@@ -18,8 +18,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from models.ffn.base import FFN, Cost, NotMergeable, Shape
-from models.ffn.dense import DenseFFN
+from models.ffn.base import FFN, Cost, Shape
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class LowRankActivationFFN(FFN):
     """The feed-forward with an activation inside either weight: 4R(D + F) forward FLOPs a token."""
 
     kind = "low_rank_activation"
+    why_not_mergeable = "an activation (SiLU) stands between the two factors of each weight"
     Options = LowRankActivationOptions
 
     def __init__(self, shape: Shape, options: LowRankActivationOptions) -> None:
@@ -97,12 +97,4 @@ class LowRankActivationFFN(FFN):
             parameters=factors + f + d,
             flops_per_token=2 * factors,
             kept_per_token=hidden + 4 * options.rank,
-        )
-
-    def merge(self) -> DenseFFN:
-        """Raise `NotMergeable`: two factors around an activation are not one matrix."""
-        raise NotMergeable(
-            "between the two factors of each weight stands an activation (SiLU), so that their "
-            "product is not the same function; feed-forward kind 'low_rank_activation' stays as "
-            "it is"
         )

@@ -26,7 +26,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from models.ffn.base import FFN, Cost, NotMergeable, Shape
+from models.ffn.base import FFN, Cost, Shape
 from models.ffn.dense import DenseFFN
 
 ROUTER_SCALE = 0.1  # spread of the router's start over other weights': all experts are tried first
@@ -51,6 +51,7 @@ class MoEFFN(FFN):
     """
 
     kind = "moe"
+    why_not_mergeable = "a router picks other weights for each token"
     Options = MoEOptions
 
     def __init__(self, shape: Shape, options: MoEOptions) -> None:
@@ -152,13 +153,6 @@ class MoEFFN(FFN):
     def auxiliary_loss(self) -> Tensor | None:
         """Return the weighted balance loss of the last forward pass; None in eval mode."""
         return self._auxiliary_loss
-
-    def merge(self) -> DenseFFN:
-        """Raise `NotMergeable`: which weights a token meets depends on the token."""
-        raise NotMergeable(
-            "a router picks other weights for each token, and no single dense feed-forward of "
-            "this size does the same; feed-forward kind 'moe' stays as it is"
-        )
 
 
 def _check(options: MoEOptions) -> None:

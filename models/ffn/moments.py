@@ -1,4 +1,4 @@
-"""AdamW's moments across a change of parametrisation: from factors to their product, and by growth.
+"""AdamW's moments across a change of parametrisation: factors and product, growth, and blocks.
 
 Plain numpy in float64; no function here knows a layer or an optimizer. With W = left @ right and
 the loss's gradient G in W, the factors see G·rightᵀ and leftᵀ·G: all that a stage of training with
@@ -9,6 +9,7 @@ Shape legend: I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -45,7 +46,35 @@ class MergesState(Protocol):
         `state` holds `NAME.moment1` and `NAME.moment2` of this layer's parameters, and
         `NAME.master` where half precision parameters have float32 masters. The result has the same
         entries of the new parameters; without moments where the layer knows no way to lift them.
+        Arrays that are shorter than the parameter along one axis are those of its first entries:
+        `merge()` appends the others, hidden units that no training has seen (`grow_moments`).
+        `NAME.copied` in the result, bool and of a shape that broadcasts to the moments', is true
+        where they are a parameter's own, entry by entry, and not an estimate.
         Raises `KeyError` naming what `state` lacks.
+        """
+
+
+@runtime_checkable
+class SplitsState(MergesState, Protocol):
+    """A layer that stands in for a trained dense one and can take over its optimizer's state."""
+
+    def split_state(self, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the moments of all sources of `merged_parameters`, in float64.
+
+        `state` holds `NAME.moment1` and `NAME.moment2` of the dense layer's parameters, by the
+        names of `merged_parameters`. The result may have `NAME.copied`, as in `merge_state`.
+        Raises `KeyError` naming what `state` lacks, and `ValueError` for a layer that does not
+        know which part of the dense one it is.
+        """
+
+
+@runtime_checkable
+class MovesMerged(Protocol):
+    """A layer whose updates move what it merges to faster or slower than dense updates would."""
+
+    def merged_rates(self) -> dict[str, float]:
+        """Return the multiple of the learning rate, for each of `merged_parameters`, at which a
+        dense update is as large (root mean square) as the layer's own has been: `pair_rate`.
         """
 
 
@@ -111,6 +140,80 @@ def lift_second_moment(
         for sums, energy in ((row_I, right_energy_O), (column_O, left_energy_I))
     )
     return row_I[:, None] + column_O
+
+
+def copy_state(state: Mapping[str, np.ndarray], source: str, name: str) -> dict[str, np.ndarray]:
+    """Return, in float64, what `merge_state` says of a parameter `name` that is `source` itself.
+
+    Raises `KeyError` naming what `state` lacks.
+    """
+    entries = {
+        f"{name}.{moment}": _double(state[f"{source}.{moment}"])
+        for moment in ("moment1", "moment2")
+    }
+    if f"{source}.master" in state:
+        entries[f"{name}.master"] = _double(state[f"{source}.master"])
+    return {**entries, f"{name}.copied": np.array(True)}
+
+
+def split_moments(
+    left_IR: np.ndarray, right_RO: np.ndarray, moment1_IO: np.ndarray, moment2_IO: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return both moments of left, then both of right, from those of the matrix they stand for.
+
+    The chain rule gives the first ones, exact for factors at rest: m_left = m·rightᵀ and m_right =
+    leftᵀ·m. The second ones are those of uncorrelated entries of the gradient, of which variances
+    add up: v_left[i, k] = Σ_j v[i, j]·right[k, j]², v_right[k, j] = Σ_i left[i, k]²·v[i, j].
+    `lift_first_moment` and `lift_second_moment` go the other way.
+    """
+    left, right = _double(left_IR), _double(right_RO)
+    first, second = _double(moment1_IO), _double(moment2_IO)
+    return (
+        (first @ right.T, second @ np.square(right).T),
+        (left.T @ first, np.square(left).T @ second),
+    )
+
+
+def pair_rate(
+    left_IR: np.ndarray, right_RO: np.ndarray, rate_left: float, rate_right: float
+) -> float:
+    """Return κ, at whose multiple of the learning rate a dense update is as large as the factors'.
+
+    An Adam step is sign-like: at rates η·rate_left and η·rate_right the product moves by
+    ΔA·B + A·ΔB, of root mean square η·√R·(rate_left·rms(B) + rate_right·rms(A)) at most, where a
+    dense step moves it by η. Both parts follow the same gradient, so that they add up rather than
+    cancel.
+    """
+    rank = left_IR.shape[1]
+    rms_left, rms_right = (
+        math.sqrt(np.mean(np.square(_double(factor)))) for factor in (left_IR, right_RO)
+    )
+    return math.sqrt(rank) * (rate_left * rms_right + rate_right * rms_left)
+
+
+def complete_second_moment(moment2_IO: np.ndarray, known_IO: np.ndarray) -> np.ndarray:
+    """Fill in the entries of a second moment that are not `known` (bool) from its rows and columns.
+
+    Under v = ρ·cᵀ (as in `lift_second_moment`), with r_i and c_j the means of the known entries of
+    row i and column j,
+        v[i, j] = r_i·c_j / √(s_i·t_j),
+    s_i the mean of c over the known columns of row i, t_j that of r over the known rows of column
+    j. Blocks on a diagonal leave the ratio of ρ to c in each block open; the estimate is exact
+    where it is the same in all blocks. Known entries stay as they are, and every row and every
+    column needs one.
+    """
+    known = known_IO.astype(np.float64)
+    v = np.where(known_IO, _double(moment2_IO), 0.0)
+    row_I = v.sum(axis=1) / known.sum(axis=1)
+    column_O = v.sum(axis=0) / known.sum(axis=0)
+    typical_I = known @ column_O / known.sum(axis=1)
+    typical_O = row_I @ known / known.sum(axis=0)
+    # Of rows without any second moment there is nothing to say but zero.
+    scaled_I = np.divide(row_I, np.sqrt(typical_I), out=np.zeros_like(row_I), where=typical_I > 0)
+    scaled_O = np.divide(
+        column_O, np.sqrt(typical_O), out=np.zeros_like(column_O), where=typical_O > 0
+    )
+    return np.where(known_IO, v, np.outer(scaled_I, scaled_O))
 
 
 def probe_scale(v: np.ndarray, gradients: Sequence[np.ndarray]) -> float:

@@ -20,22 +20,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
 from models.ffn.base import Cost, Shape
+from models.ffn.block_products import BlockProduct, Part
 from models.ffn.blocks import (
     BlockFFN,
-    BlockLinear,
     OrthogonalBlocks,
     check_blocks,
     learning_rate_scale,
     multiply_blocks,
-    overwrite,
     start_norm,
 )
-from models.ffn.low_rank import to_float64, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class MonarchOptions:
     lr_cap: float = 4.0
 
 
-class MonarchLinear(BlockLinear):
+class MonarchLinear(BlockProduct):
     """A Linear of two block-diagonal factors: `left` [b, in/b, h/b], `right` [b, h/b, out/b].
 
     All blocks start orthogonal, as in Wei et al.; the product's singular values are then equal, and
@@ -60,9 +57,6 @@ class MonarchLinear(BlockLinear):
     root mean square init_std of a dense start, and its spectral norm is below a dense start's
     init_std·(√in + √out) (`blocks.start_norm` at rank h). The factors share that norm.
     """
-
-    left: Tensor
-    right: Tensor
 
     def create_weights(self, options: MonarchOptions, init_std: float) -> None:
         """Make `left` and `right`."""
@@ -99,41 +93,27 @@ class MonarchLinear(BlockLinear):
         y = y_bNo.transpose([1, 2, 0]).reshape([*x.shape[:-1], self.out_features])
         return self.add_bias(y)
 
-    def dense_weight(self) -> np.ndarray:
-        """Both factors and permutations multiplied out in float64, [in, out]."""
-        left, right = to_float64(self.left), to_float64(self.right)
-        b = self.blocks
-        weight_bioc = np.zeros([b, left.shape[1], right.shape[2], b])
-        for source, target, columns, rows in self._links():
-            weight_bioc[source, :, :, target] = left[source][:, columns] @ right[target][rows]
-        return weight_bioc.reshape([self.in_features, self.out_features])
+    def grid_shape(self) -> list[int]:
+        """Input blocks, their inputs, outputs of an output block, output blocks."""
+        return [self.blocks, self.left.shape[1], self.right.shape[2], self.blocks]
 
-    def fit(self, weight_IO: np.ndarray) -> None:
-        """Project a dense weight: truncated SVD of each input block by output block.
+    def parts(self) -> Iterator[Part]:
+        """From each input block to each output block; there are none for some where b² > h.
 
-        Every value between the factors belongs to one such part alone, so the parts are fitted
-        one by one, and no Monarch matrix is nearer (Dao et al. 2022, section 3).
+        Dao et al. 2022, section 3, fit a Monarch matrix by these parts, too.
         """
-        left, right = np.zeros(self.left.shape), np.zeros(self.right.shape)
-        weight_bioc = weight_IO.reshape([self.blocks, left.shape[1], right.shape[2], self.blocks])
-        for source, target, columns, rows in self._links():
-            if len(columns):
-                part_io = weight_bioc[source, :, :, target]
-                left[source][:, columns], right[target][rows] = truncated_svd(part_io, len(columns))
-        overwrite(self.left, left)
-        overwrite(self.right, right)
-
-    def _links(self) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-        """For each pair of blocks: columns of left[source] and rows of right[target] that meet.
-
-        There are none for some pairs where b² > h.
-        """
-        size = self.left.shape[2]
-        for source in range(self.blocks):
-            values = source * size + np.arange(size)
-            for target in range(self.blocks):
-                columns = np.flatnonzero(values % self.blocks == target)
-                yield source, target, columns, values[columns] // self.blocks
+        b, size = self.blocks, self.left.shape[2]
+        for source in range(b):
+            for target in range(b):
+                first = (target - source * size) % b  # the first column that leads to the target
+                count = len(range(first, size, b))
+                if count:
+                    row = (source * size + first) // b
+                    yield Part(
+                        left=(source, slice(None), slice(first, None, b)),
+                        right=(target, slice(row, row + count)),
+                        weight=(source, slice(None), slice(None), target),
+                    )
 
 
 class MonarchFFN(BlockFFN):

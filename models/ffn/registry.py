@@ -80,7 +80,7 @@ def costs(spec: Mapping[str, Any], shape: Shape, num_layers: int) -> list[Cost]:
 
 def is_mergeable(spec: Mapping[str, Any]) -> bool:
     """Whether layers of the spec's kind have a dense form of the same function."""
-    return KINDS[spec["kind"]].merge is not FFN.merge
+    return KINDS[spec["kind"]].why_not_mergeable is None
 
 
 def build(spec: Mapping[str, Any], shape: Shape) -> FFN:

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from paddle import nn
 
 from models.ffn.base import FFN
 from models.ffn.dense import DenseFFN
-from models.ffn.low_rank import to_float64
-from models.ffn.registry import find_kind
+from models.ffn.registry import find_kind, layer_specs
 
 
 @dataclass(frozen=True)
@@ -24,39 +22,47 @@ class Replacement:
     """One feed-forward that was replaced.
 
     `name` is the path of the layer that holds it; `errors` are ‖W - W'‖/‖W‖ (Frobenius) of its
-    first and second matrix.
+    first and second matrix, whose dropped hidden units count as zeros.
     """
 
     name: str
     errors: tuple[float, float]
 
 
-def approximate(model: nn.Layer, kind: str = "low_rank", **options: Any) -> list[Replacement]:
+def approximate(
+    model: nn.Layer, kind: str = "low_rank", *, init_std: float = 0.02, **options: Any
+) -> list[Replacement]:
     """Replace every (Linear, activation, Linear) feed-forward of `model` in place.
 
     Found are layers that hold such a pair as `linear1` and `linear2` (`paddle.nn.
     TransformerEncoderLayer`, our `DenseFFN`) and `nn.Sequential`s of Linear, activation, Linear.
     Activations, dropouts and everything else stay as they are.
 
+    The options are those of the kind, `dense_layers` and `layer_ranks` (`registry.layer_specs`),
+    which count the feed-forwards in the order in which they are found. Rules of learning rates go
+    by a start with `init_std`, as they do in a model that is built of the kind.
+
     Raises `ValueError` for an unknown kind, a bad option, a model without feed-forwards, or one
     with feed-forwards of a kind of ours other than dense.
     """
     spec = {"kind": kind, **options}
-    layer_class, parsed = find_kind(spec)
     _refuse_cheap(model)
     pairs = list(_find_pairs(model))
     if not pairs:
         raise ValueError("the model has no (Linear, activation, Linear) feed-forward to replace")
+    specs = layer_specs(spec, len(pairs))
+    kinds = [find_kind(each) for each in specs]
     replacements = []
-    for name, holder, first, second in pairs:
-        linears = getattr(holder, first), getattr(holder, second)
-        stand_ins = layer_class.approximate_pair(*linears, parsed)
-        errors = tuple(
-            _relative_error(old, new) for old, new in zip(linears, stand_ins, strict=True)
-        )
-        for attribute, stand_in in zip((first, second), stand_ins, strict=True):
+    for (name, holder, *attributes), each, (layer_class, parsed) in zip(
+        pairs, specs, kinds, strict=True
+    ):
+        if each["kind"] != kind:  # one that stays dense
+            continue
+        linears = getattr(holder, attributes[0]), getattr(holder, attributes[1])
+        stand_ins = layer_class.approximate_pair(*linears, parsed, init_std)
+        for attribute, stand_in in zip(attributes, stand_ins, strict=True):
             setattr(holder, attribute, stand_in)
-        replacements.append(Replacement(name, errors))  # type: ignore[arg-type]
+        replacements.append(Replacement(name, layer_class.pair_errors(linears, stand_ins)))
     _announce(model, spec)
     return replacements
 
@@ -124,13 +130,6 @@ def _merge_children(parent: nn.Layer, prefix: str) -> Iterator[tuple[str, nn.Lay
             yield path, parent, name, merged
         else:  # nothing to merge, or dense already: perhaps further inside
             yield from _merge_children(child, f"{path}.")
-
-
-def _relative_error(linear: nn.Linear, stand_in: nn.Layer) -> float:
-    weight = to_float64(linear.weight)
-    replacement = to_float64(stand_in.merge().weight)
-    distance, norm = (float(np.linalg.norm(matrix)) for matrix in (weight - replacement, weight))
-    return distance / max(norm, 1e-300)
 
 
 def _announce(model: nn.Layer, spec: Mapping[str, Any]) -> None:

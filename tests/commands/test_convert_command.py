@@ -221,6 +221,9 @@ def test_nothing_to_convert_says_what_to_do(fastffn: Program, workplace: Workpla
     ("kind", "options", "tensor"),
     [
         ("low_rank", ("--rank", "3"), "left"),
+        ("narrow", ("--width", "10"), "weight"),
+        ("narrow", (), "weight"),
+        ("thin", ("--width", "10", "--rank", "3"), "left"),
         ("monarch", ("--blocks", "2"), "left"),
         ("block_dense", ("--blocks", "2", "--rank", "4"), "left"),
         ("block_diagonal", ("--blocks", "2"), "weight"),
@@ -248,3 +251,10 @@ def test_an_option_of_another_kind_is_refused(fastffn: Program, run_copy: Path) 
     refused = fastffn("convert", "dense", "--to", "monarch", "--rank", "3", "--out", "x")
     assert refused.code == 2
     assert "--rank is no option of the kind 'monarch'" in refused.err
+    refused = fastffn("convert", "dense", "--to", "low_rank", "--width", "3", "--out", "x")
+    assert refused.code == 2
+    assert "--width is no option of the kind 'low_rank'" in refused.err
+    refused = fastffn("convert", "dense", "--to", "narrow", "--width", "3000", "--out", "x")
+    assert refused.code == 2
+    assert "width 3000 is outside 1.." in refused.err
+    assert not Path("x").exists()

@@ -171,6 +171,17 @@ def test_a_missing_file_is_answered_with_the_nearest_one(source, expected):
             "Model.ffn.rank to at most 51",
         ),
         (
+            "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  attention_rank: 43\n",
+            "bad.yaml:4  factors of rank 43 cost as much as the whole matrices they replace: set "
+            "Model.attention_rank to at most 42, or leave it blank",
+        ),
+        (
+            "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  vocab_size: 192\n"
+            "  embedding_rank: 48\n",
+            "bad.yaml:5  factors of rank 48 cost as much as the whole matrices they replace: set "
+            "Model.embedding_rank to at most 47, or leave it blank",
+        ),
+        (
             "Data: {dataset: {split: '0,1,1'}}\n",
             "bad.yaml:1  split 0,1,1 leaves nothing to train on: the weights are train, valid, "
             "test, as in 949,50,1",

@@ -304,6 +304,20 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
             "bad.yaml:5  rank 33 is above ffn_hidden_size 32: set Model.ffn.rank to at most 32; the original uses 8",
         ],
     ),
+    "attention rank above the width": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  attention_rank: 65\n",
+        (),
+        [
+            "bad.yaml:4  attention_rank 65 is above hidden_size 64: set Model.attention_rank to at most 42",
+        ],
+    ),
+    "embedding rank above the vocabulary": (
+        "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  vocab_size: 32\n  embedding_rank: 33\n",
+        (),
+        [
+            "bad.yaml:5  embedding_rank 33 is above vocab_size 32: set Model.embedding_rank to at most 21",
+        ],
+    ),
     "more hidden units than there will be": (
         "Model:\n  hidden_size: 64\n  num_attention_heads: 4\n  ffn:\n    kind: narrow\n    width: 257\n",
         (),
@@ -597,6 +611,35 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         ("engine.max_steps=5",),
         [
             "-o engine.max_steps=5  unknown key 'engine.max_steps'. Did you mean 'Engine.max_steps'?",
+        ],
+    ),
+    "switch of a dense model": (
+        "Schedule:\n  switch: fraction\n",
+        (),
+        [
+            "bad.yaml:2  switch fraction has nothing to end: Model.ffn is dense from the start. Set Schedule.switch to never, or Model.ffn.kind to low_rank",
+        ],
+    ),
+    "switch of a kind without a dense form": (
+        "Model:\n  ffn:\n    kind: moe\nSchedule:\n  switch: slope\n",
+        (),
+        [
+            "bad.yaml:5  switch slope cannot make kind moe dense, which no dense layer computes: set Schedule.switch to never, or Model.ffn.kind to low_rank",
+        ],
+    ),
+    "dense start of a kind that dense weights do not give": (
+        "Model:\n  ffn:\n    kind: guided\nSchedule:\n  switch: fraction\n  dense_start: 0.1\n",
+        (),
+        [
+            "bad.yaml:6  dense_start 0.1 cannot factor dense weights into kind guided: set it to 0, or Model.ffn.kind to one of low_rank, narrow, thin, monarch, block_dense, block_diagonal",
+        ],
+    ),
+    "stages out of order": (
+        "Model:\n  ffn:\n    kind: low_rank\nSchedule:\n  switch: slope\n  at: 0.2\n  earliest: 0.3\n  dense_start: 0.25\n",
+        (),
+        [
+            "bad.yaml:7  earliest 0.3 is not below at 0.2, the latest switch: lower Schedule.earliest, or raise Schedule.at",
+            "bad.yaml:8  dense_start 0.25 is not below at 0.2, where stage 1 ends: lower Schedule.dense_start, or raise Schedule.at",
         ],
     ),
     "override of a wrong type": (

@@ -26,6 +26,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no dropout": NO_DROPOUT,
     "low rank": {"ffn": {"kind": "low_rank", "rank": 8}},
     "low rank, long": {"ffn": {"kind": "low_rank", "rank": 8}, **LONG, **NO_DROPOUT},
+    "all in factors": {
+        **{"ffn": {"kind": "low_rank", "rank": 8}, "attention_rank": 32, "embedding_rank": 32},
+        **{"vocab_size": 16000, "num_layers": 2},
+    },
+    "attention in factors": {"attention_rank": 64, **NO_DROPOUT},
     "long": LONG,
     "large vocabulary": {"vocab_size": 16000, "num_layers": 1},
     "wide": {"hidden_size": 256, "ffn_hidden_size": 1024, "num_layers": 2},

@@ -213,3 +213,27 @@ def test_frozen_parameters_are_left_alone() -> None:
     set_gradients(model, seed=1)
     optimizer.step(1e-2)
     assert model.word_embeddings.weight.numpy().tobytes() == before.tobytes()
+
+
+def test_rate_factors_scale_the_updates_of_single_parameters() -> None:
+    paddle.seed(3)
+    layer = paddle.nn.Linear(4, 4)
+    options = OptimizerSection(weight_decay=0.0)
+    optimizer = AdamW(layer, options, multi_precision=False)
+    moved = []
+    for factor in (1.0, 0.25, 0.0, 1.0):
+        optimizer.set_rate_factors({"weight": factor})
+        before = layer.weight.numpy().copy(), layer.bias.numpy().copy()
+        layer(paddle.ones([1, 4])).sum().backward()
+        optimizer.step(0.1)
+        optimizer.clear_gradients()
+        after = layer.weight.numpy(), layer.bias.numpy()
+        moved.append([np.abs(now - old).max() for now, old in zip(after, before, strict=True)])
+    expected = [[0.1, 0.1], [0.025, 0.1], [0.0, 0.1], [0.1, 0.1]]
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+def test_a_rate_factor_of_no_parameter_is_an_error() -> None:
+    optimizer = AdamW(paddle.nn.Linear(2, 2), OptimizerSection(), multi_precision=False)
+    with pytest.raises(KeyError, match="wieght"):
+        optimizer.set_rate_factors({"wieght": 0.5})

@@ -8,7 +8,7 @@ import pytest
 from paddle import nn
 from safetensors.numpy import load_file
 
-from models.ffn import DenseFFN, NarrowFFN, Shape, approximate, build, cost, grow, merge
+from models.ffn import DenseFFN, NarrowFFN, Shape, build, cost, grow, merge
 from models.gpt import GPT, GPTConfig, count_parameters
 
 SHAPE = Shape(hidden_size=24, ffn_hidden_size=96, init_std=0.02)
@@ -249,14 +249,6 @@ def test_it_is_built_without_values_under_lazy_guard():
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert shapes["layers.1.ffn.linear1.weight"] == [24, 6]
     assert shapes["layers.1.ffn.linear2.weight"] == [6, 24]
-
-
-def test_a_trained_dense_model_is_not_narrowed():
-    model = narrow_gpt(ffn={"kind": "dense"})
-    with pytest.raises(TypeError, match="cannot be approximated by kind 'narrow'"):
-        approximate(model, kind="narrow", width=8)
-    assert isinstance(model.layers[0].ffn.linear1, nn.Linear)
-    assert model.config.ffn == {"kind": "dense"}
 
 
 @pytest.mark.parametrize(

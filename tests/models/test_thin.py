@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from models.ffn import DenseFFN, LowRankLinear, Shape, approximate, build, cost, merge
+from models.ffn import DenseFFN, Shape, build, cost, merge
 from models.gpt import count_parameters
 from tests.models.test_narrow import (
     narrow_gpt,
@@ -172,10 +172,3 @@ def test_it_is_built_without_values_under_lazy_guard():
         model = narrow_gpt(ffn={**SPEC, "init": "normal"})
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert shapes["layers.1.ffn.linear1.right"] == [3, 10]
-
-
-def test_a_trained_dense_model_is_not_made_thin():
-    model = narrow_gpt(ffn={"kind": "dense"})
-    with pytest.raises(TypeError, match="cannot be approximated by kind 'thin'"):
-        approximate(model, **SPEC)
-    assert not any(isinstance(layer, LowRankLinear) for layer in model.sublayers())
