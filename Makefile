@@ -24,8 +24,9 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	@$(BIN)/python benchmarks/demo.py
 
+# Two files at a time, each computing on one core.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Where torch comes from: pyproject.toml, at the extra `parity`.
 $(VENV)/.parity: $(VENV)/.installed

@@ -19,6 +19,12 @@ SHORT = [
     "-o", "Data.batch_size={global_batch_size: 2, micro_batch_size: 2}",
 ]  # fmt: skip
 
+SHORT_PLAN = [
+    "-o", "tokens=4096", "-o", "seeds=[1]", "-o", "learning_rates=[3e-3]", "-o", "evaluations=1",
+    "-o", "eval_iters=1", "-o", "budgets=[tokens]", "-o", "calibration={rounds: 1, steps: 1}",
+]  # fmt: skip
+SHORTER = {"pretrain": SHORT, "posttrain": SHORT, "compare": SHORT_PLAN}
+
 
 def between(marker):
     return README.split(f"<!-- {marker}:begin -->\n")[1].split(f"<!-- {marker}:end -->")[0]
@@ -46,7 +52,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
             result = run(["make", "-n", *arguments], ROOT)
         else:
             assert program == "fastffn", f"the README shows an unknown program: {line}"
-            short = SHORT if arguments[0] in ("pretrain", "posttrain") else []
+            short = SHORTER.get(arguments[0], [])
             result = run([sys.executable, "-m", "fastffn_cli", *arguments, *short], tmp_path)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
         executed += 1

@@ -21,6 +21,7 @@ from fastffn_cli.engine.run import read_metrics, series
 from fastffn_cli.engine.session import Session
 from fastffn_cli.engine.stages import commit, prepare_switch
 from fastffn_cli.engine.step import TrainStep
+from fastffn_cli.engine.switch_criteria import Measured
 from fastffn_cli.engine.switch_probes import (
     blocked_shares,
     fork_dense,
@@ -308,6 +309,25 @@ def test_a_run_decides_records_and_trains_as_if_it_had_not_measured(
     assert fastffn("pretrain", "-c", "tiny.yaml", *fixed, *other).code == 0
     plain = read_metrics(workplace.dir / "runs" / "fixed")
     assert series(records, "train", "loss") == series(plain, "train", "loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("switch", "expected"), [("fork", 10), ("blocked", 8)])
+def test_a_run_switches_where_the_answers_in_a_row_are_enough(
+    workplace: Workplace,
+    fastffn: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    switch: str,
+    expected: int,
+) -> None:
+    # Dense updates that take no time: whatever they gain is more per second.
+    monkeypatch.setattr(Measured, "_time_ratio", lambda self: 1e-6)
+    schedule = f"Schedule={{switch: {switch}, at: 0.9, check_freq: 4, fork_steps: 2, patience: 2}}"
+    done = fastffn("pretrain", "-c", "tiny.yaml", "-o", schedule, *SHORT)
+    assert done.code == 0, done.err
+    (changed,) = [each for each in read_metrics(workplace.run_dir) if each["event"] == "switch"]
+    assert changed["step"] == expected
+    assert "a second" in changed["reason"]
 
 
 @pytest.mark.slow
