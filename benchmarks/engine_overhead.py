@@ -96,9 +96,10 @@ def measure(
 ) -> tuple[list[float], list[float]]:
     """Seconds of each step by `fit` and by the bare loop that runs between its steps."""
     from fastffn_cli.config.load import load_config
+    from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.fit import fit
-    from fastffn_cli.engine.training import build_session, draw_blueprint
+    from fastffn_cli.engine.training import build_session
     from fastffn_cli.tasks.causal_lm import CausalLM
 
     resolved = load_config(

@@ -67,8 +67,9 @@ def read_arguments() -> argparse.Namespace:
 def open_session(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> Any:
     """A run of the configuration at its first step."""
     from fastffn_cli.config.load import load_config
+    from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.device import use_device
-    from fastffn_cli.engine.training import build_session, draw_blueprint
+    from fastffn_cli.engine.training import build_session
     from fastffn_cli.tasks.causal_lm import CausalLM
 
     resolved = load_config(

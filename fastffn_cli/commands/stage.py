@@ -9,8 +9,8 @@ from fastffn_cli import ui
 
 if TYPE_CHECKING:
     from fastffn_cli.config.schema import Config
+    from fastffn_cli.engine.blueprint import Blueprint
     from fastffn_cli.engine.fit import Summary
-    from fastffn_cli.engine.training import Blueprint
 
 
 def train(
@@ -34,9 +34,10 @@ def train(
         section.device, threads=section.cpu_threads, fast_math=section.cpu_fast_math
     )
 
+    from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.fit import fit
     from fastffn_cli.engine.run_card import card_rows
-    from fastffn_cli.engine.training import build_session, draw_blueprint
+    from fastffn_cli.engine.training import build_session
     from fastffn_cli.tasks.causal_lm import CausalLM
 
     blueprint = draw_blueprint(

@@ -28,9 +28,10 @@ from fastffn_cli.comparison.runs import (
 )
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine import storage
+from fastffn_cli.engine.blueprint import Blueprint, draw_blueprint
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.interrupt import StopRequest, listen
-from fastffn_cli.engine.training import Blueprint, draw_blueprint, versions
+from fastffn_cli.engine.training import versions
 from fastffn_cli.errors import ConfigError, DataError, Interrupted, UserError
 
 LOCK_FILE = ".lock"

@@ -9,7 +9,7 @@ from fastffn_cli.ui import number, size
 from models.gpt import count_parameters, flops_per_token
 
 if TYPE_CHECKING:
-    from fastffn_cli.engine.training import Blueprint
+    from fastffn_cli.engine.blueprint import Blueprint
 
 
 def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:

@@ -405,8 +405,9 @@ def test_a_config_from_stdin_is_continued_from_the_run_folder(
     workplace: Workplace, trained_run: TrainedRun
 ) -> None:
     from fastffn_cli.config.load import load_config
+    from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.device import use_device
-    from fastffn_cli.engine.training import continue_command, draw_blueprint
+    from fastffn_cli.engine.training import continue_command
 
     def command(source: str, **options: str) -> str:
         resolved = load_config(source, [f"Engine.save_load.output_dir={workplace.run_dir}"])

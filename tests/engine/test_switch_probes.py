@@ -15,6 +15,7 @@ import pytest
 
 from fastffn_cli.config.load import load_config
 from fastffn_cli.engine import switch_probes
+from fastffn_cli.engine.blueprint import draw_blueprint
 from fastffn_cli.engine.checkpoint import model_tensors
 from fastffn_cli.engine.device import use_device
 from fastffn_cli.engine.run import read_metrics, series
@@ -28,7 +29,7 @@ from fastffn_cli.engine.switch_probes import (
     held_out_loss,
     probe_gradients,
 )
-from fastffn_cli.engine.training import build_session, draw_blueprint
+from fastffn_cli.engine.training import build_session
 from fastffn_cli.errors import Diverged
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models import ffn
