@@ -20,6 +20,7 @@ from fastffn_cli.commands import (
     posttrain,
     prepare,
     pretrain,
+    rank_table,
 )
 from fastffn_cli.errors import FastFFNError, OutOfMemory, is_out_of_memory
 
@@ -69,7 +70,8 @@ def root(
 ) -> None:
     """Train GPT-like models faster: cheap low-rank feed-forward layers first, dense at the end.
 
-    A whole run is three commands: `pretrain`, `convert`, `posttrain`.
+    A whole run is three commands: `pretrain`, `convert`, `posttrain`; or the first of them alone,
+    with a `Schedule`.
     """
 
 
@@ -87,6 +89,7 @@ for name, module, panel in (
     ("doctor", doctor, LOOK),
 ):
     app.command(name, rich_help_panel=panel)(module.run)
+app.add_typer(rank_table.app, name="rank-table", rich_help_panel=LOOK)
 
 
 def _with_resume_value(arguments: list[str]) -> list[str]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from paddle import nn
 
 from models.ffn.base import relative_error
-from models.ffn.low_rank import LowRankLinear, to_float64, truncated_svd
+from models.ffn.low_rank import LowRankLinear, truncated_svd
+from models.ffn.parameters import to_float64
 from models.gpt import GPT, build_projections, build_word_embeddings
 
 

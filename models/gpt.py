@@ -25,6 +25,7 @@ from models import ffn
 from models.factored_embedding import FactoredEmbedding, TiedEmbedding
 from models.ffn.base import Cost, Shape
 from models.ffn.low_rank import LowRankLinear, LowRankOptions
+from models.kv_cache import KVCache
 
 MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
 # What factors of attention and embeddings take over from the options of the feed-forwards.
@@ -86,46 +87,6 @@ class GPTConfig:
         """How factors of attention and embeddings start and train: as those of `ffn`, if any."""
         shared = {name: self.ffn[name] for name in SHARED_OPTIONS if name in self.ffn}
         return LowRankOptions(rank=rank, **shared)
-
-
-class KVCache:
-    """Keys and values of all layers, in buffers of fixed capacity: [layer] of [HB, capacity, K]."""
-
-    def __init__(self, config: GPTConfig, batch_size: int, capacity: int, dtype: Any) -> None:
-        heads = config.num_attention_heads
-        shape = [heads * batch_size, capacity, config.hidden_size // heads]
-        self.heads, self.capacity, self.length = heads, capacity, 0
-        self._keys = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
-        self._values = [paddle.zeros(shape, dtype) for _ in range(config.num_layers)]
-        self._visible_BS = paddle.zeros([batch_size, capacity])
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [HB, T, K] behind the tokens so far; return keys and values of all S tokens."""
-        end = self._end(k.shape[1])
-        self._keys[layer][:, self.length : end] = k
-        self._values[layer][:, self.length : end] = v
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
-
-    def append_visible(self, visible_BT: Tensor) -> Tensor:
-        """Store which new tokens may be attended to, 1 or 0 [B, T]; return it for all S tokens."""
-        end = self._end(visible_BT.shape[1])
-        self._visible_BS[:, self.length : end] = visible_BT
-        return self._visible_BS[:, :end]
-
-    def select(self, indices: Tensor) -> None:
-        """Keep or repeat the sequences `indices` [B'] of the batch, in that order."""
-        self._visible_BS = paddle.index_select(self._visible_BS, indices, axis=0)
-        for buffers in (self._keys, self._values):
-            for layer, buffer in enumerate(buffers):
-                split = buffer.reshape([self.heads, -1, *buffer.shape[1:]])
-                chosen = paddle.index_select(split, indices, axis=1)
-                buffers[layer] = chosen.reshape([-1, *buffer.shape[1:]])
-
-    def _end(self, steps: int) -> int:
-        end = self.length + steps
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
-        return end
 
 
 class SelfAttention(nn.Layer):
@@ -262,8 +223,15 @@ class GPT(nn.Layer):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty key-value cache for `capacity` tokens of `batch_size` sequences."""
-        dtype = self.layers[0].self_attn.qkv_proj.bias.dtype
-        return KVCache(self.config, batch_size, capacity, dtype)
+        heads = self.config.num_attention_heads
+        return KVCache(
+            num_layers=self.config.num_layers,
+            num_heads=heads,
+            head_size=self.config.hidden_size // heads,
+            batch_size=batch_size,
+            capacity=capacity,
+            dtype=self.layers[0].self_attn.qkv_proj.bias.dtype,
+        )
 
     def auxiliary_loss(self) -> Tensor | None:
         """Return what the feed-forwards of the last forward pass add to the objective, or None."""
@@ -349,13 +317,13 @@ def build_word_embeddings(config: GPTConfig, rank: int | None) -> TiedEmbedding 
 
 def _attention_weights(config: GPTConfig) -> int:
     d, rank = config.hidden_size, config.attention_rank
-    return _weights(d, 3 * d, rank) + _weights(d, d, rank)
+    return count_weights(d, 3 * d, rank) + count_weights(d, d, rank)
 
 
 def _embedding_weights(config: GPTConfig) -> int:
-    return _weights(config.vocab_size, config.hidden_size, config.embedding_rank)
+    return count_weights(config.vocab_size, config.hidden_size, config.embedding_rank)
 
 
-def _weights(rows: int, columns: int, rank: int | None) -> int:
-    """Entries of a matrix, or of its two factors."""
+def count_weights(rows: int, columns: int, rank: int | None) -> int:
+    """Entries of a matrix [rows, columns], or of its two factors if there is a rank."""
     return rows * columns if rank is None else rank * (rows + columns)

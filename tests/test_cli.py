@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "prepare", "pretrain", "convert", "posttrain", "eval", "generate",
-    "bench", "compare", "inspect", "config", "doctor",
+    "bench", "compare", "inspect", "config", "doctor", "rank-table",
 )  # fmt: skip
 HEAVY = ("paddle", "numpy", "pydantic", "yaml", "matplotlib", "safetensors", "tokenizers")
 # An option is an interface for ever: adding or removing one means changing this table on purpose.
@@ -116,6 +116,8 @@ def test_typos_get_a_suggestion_and_exit_code_2(arguments, said):
         ("bench", ["-c", "absent.yaml"]),
         ("inspect", ["absent"]),
         ("config", ["-c", "absent.yaml"]),
+        ("rank-table", ["check", "absent.json"]),
+        ("rank-table", ["merge", "absent.json", "missing.json"]),
     ],
 )
 def test_missing_files_are_a_message_on_stderr_and_exit_code_2(tmp_path, command, arguments):

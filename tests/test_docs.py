@@ -92,10 +92,24 @@ def test_mindspore_page(fastffn, workplace):
 
 def test_schedules_page(fastffn, workplace):
     (workplace.dir / "book.txt").write_text("It was a bright cold day in April. " * 2000)
-    follow("schedules.md", fastffn)
+    follow("schedules.md", fastffn, extra=["-o", "Engine.max_steps=3"])
     for run in ("demo-one-run", "fork", "slope", "blocked", "sandwich"):
         metrics = (workplace.dir / "runs" / run / "metrics.jsonl").read_text()
         assert '"event": "switch"' in metrics, run
+
+
+def test_rank_tables_page(fastffn, workplace, monkeypatch):
+    tables = FIXTURES / "rank_tables"
+    for machine in (1, 2, 3):
+        shutil.copy(tables / f"hccl_8p_01234567_10.155.111.14{machine}.json", workplace.dir)
+    tool = workplace.dir / "bin" / "hccn_tool"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "ipaddr:192.$(($2 % 4 + 1)).27.$(($2 / 4 + 6))"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=":")
+    follow("rank-tables.md", fastffn)
+    for name in ("hccl_4s_32p.json", "hccl_4p_4567_10.155.111.140.json"):
+        assert (workplace.dir / name).read_bytes() == (tables / name).read_bytes()
 
 
 def copy_gpt2_vocabulary(folder):

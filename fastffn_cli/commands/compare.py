@@ -56,7 +56,7 @@ def run(
 
     `fastffn compare -c plan.yaml --report-only --json`
     """
-    from fastffn_cli.comparison.plan import load_plan
+    from fastffn_cli.comparison.plan import PLAN_FILE, load_plan
 
     overrides = [*(override or ()), *([f"jobs={jobs}"] if jobs else [])]
     plan = load_plan(config, overrides, out_dir=out, device=device)
@@ -68,14 +68,14 @@ def run(
     if not report_only:
         from fastffn_cli.comparison.course import look_at_arms, run_comparison
 
-        for warning in plan.warnings:
-            ui.warn(warning)
         configs = look_at_arms(plan, place)
         words = ["fastffn", "compare", "-c", config]
         for argument in overrides:
             words += ["-o", argument]
         words += ["--out", str(out)] if out else []
         words += ["--device", device] if device else []
+        if config == "-":  # the folder has what came from stdin, all options included
+            words = ["fastffn", "compare", "-c", str(plan.out_dir / PLAN_FILE)]
         run_comparison(plan, place, configs, command=shlex.join(words))
     _report(plan.out_dir, as_json)
 

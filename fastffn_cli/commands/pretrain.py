@@ -25,6 +25,14 @@ DryRunOption = Annotated[
         help="Check everything, print parameters, FLOPs, memory and budget, and stop.",
     ),
 ]
+PlanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--plan",
+        metavar="CARDSxMEMORY",
+        help="With --dry-run: propose layouts for so many cards, e.g. 32x32GB or 32x64GB:910B.",
+    ),
+]
 
 
 def run(
@@ -32,9 +40,12 @@ def run(
     override: OverrideOption = None,
     resume: ResumeOption = None,
     dry_run: DryRunOption = False,
+    plan: PlanOption = None,
     device: DeviceOption = None,
 ) -> None:
     """Stage 1: train a GPT, with cheap feed-forward layers or dense ones.
+
+    With a `Schedule` stage 2 follows in the same run (docs/schedules.md).
 
     **Examples**
 
@@ -52,4 +63,5 @@ def run(
         resume=resume,
         start_from=None,
         dry_run=dry_run,
+        plan=plan,
     )

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastffn_cli import ui
+from fastffn_cli.errors import UserError
 
 if TYPE_CHECKING:
     from fastffn_cli.config.schema import Config
+    from fastffn_cli.distributed.cards import Cards
     from fastffn_cli.engine.blueprint import Blueprint
     from fastffn_cli.engine.fit import Summary
+
+MOST_PROPOSALS = 10
 
 
 def train(
@@ -22,11 +26,16 @@ def train(
     resume: str | None,
     start_from: Path | None,
     dry_run: bool,
+    plan: str | None = None,
 ) -> None:
     """Run one training stage from the options of its command."""
     from fastffn_cli.config.load import load_config
+    from fastffn_cli.distributed.cards import parse_cards
 
-    resolved = load_config(config, overrides or (), device=device)
+    if plan is not None and not dry_run:
+        raise UserError("--plan proposes layouts on paper", hint=f"Type --dry-run --plan {plan}")
+    cards = None if plan is None else parse_cards(plan)
+    resolved = load_config(config, overrides or (), device=device, plan_only=dry_run)
     from fastffn_cli.engine.device import use_device
 
     section = resolved.config.Global
@@ -50,6 +59,8 @@ def train(
     title = f"fastffn {stage} · {blueprint.run_dir}"
     ui.card(title, card_rows(blueprint), to_stdout=dry_run)
     if dry_run:
+        if cards is not None:
+            _show_proposals(blueprint, cards)
         ui.say("dry run: everything fits together, nothing was written")
         return
     if _is_complete(blueprint):
@@ -60,6 +71,42 @@ def train(
     finally:
         session.run.close()
     _say_end(session.config, blueprint, summary)
+
+
+def _show_proposals(blueprint: Blueprint, cards: Cards) -> None:
+    from fastffn_cli.distributed import plan_text
+    from fastffn_cli.distributed.layout import read_layout
+    from fastffn_cli.distributed.proposals import propose
+    from fastffn_cli.engine.blueprint import trained_models
+    from fastffn_cli.engine.out_of_memory import USABLE
+    from models.gpt import count_parameters
+
+    config = blueprint.config
+    plans = propose(
+        max(trained_models(config, blueprint.model), key=count_parameters),
+        config.Data.dataset.max_seq_len,
+        cards.count,
+        int(USABLE * cards.memory_bytes),
+        blueprint.plan.batch_size,
+        cards.chip,
+        half=read_layout(config).half,
+        sequence_parallel=False,  # there is no key to ask for it
+    )
+    what = f"{cards.count} cards of {ui.size(cards.memory_bytes)}, {cards.chip.name}"
+    if not plans:
+        ui.warn(
+            f"no layout of this model and its global_batch_size {blueprint.plan.batch_size} fits "
+            f"{what}: take more cards, or a batch that they divide"
+        )
+        return
+    title = f"layouts for {what}, filled to {USABLE:.0%} at most"
+    ui.table(title, plan_text.COLUMNS, plan_text.proposal_rows(plans[:MOST_PROPOSALS]))
+    ui.say(plan_text.assumptions(cards.chip))
+    for remark in plans[0].remarks:
+        if remark not in blueprint.notices:
+            ui.notice(remark)
+    words = " ".join(f"-o {word}" for word in plan_text.overrides(plans[0]))
+    ui.say(f"the first of them: {words}")
 
 
 def _is_complete(blueprint: Blueprint) -> bool:

@@ -24,16 +24,9 @@ class Pace:
         return (steps - dense_steps) * self.stage1 + dense_steps * self.dense + extra
 
 
-def tokens_per_step(config: Config) -> int:
-    """Tokens of one step."""
-    size = config.Data.batch_size.local_batch_size
-    assert size is not None, "load_config derives it"
-    return int(size) * config.Data.dataset.max_seq_len
-
-
 def steps_of_tokens(tokens: float, config: Config) -> int:
     """Return the whole steps in a budget of tokens, at least one."""
-    return max(1, int(tokens // tokens_per_step(config)))
+    return max(1, int(tokens // config.Data.tokens_per_step))
 
 
 def planned_dense_steps(schedule: ScheduleSection, steps: int) -> int | None:
@@ -42,9 +35,8 @@ def planned_dense_steps(schedule: ScheduleSection, steps: int) -> int | None:
         return 0
     if schedule.switch != "fraction":
         return None
-    # As `fastffn_cli.engine.stages` and `switching` count them: no stage is without a step.
-    first = max(1, round(schedule.dense_start * steps)) if schedule.dense_start else 0
-    end = min(max(1, round(schedule.at * steps)), max(1, steps - 1))
+    first, end = schedule.dense_start_steps(steps), schedule.latest_switch(steps)
+    # Stage 1 has a step, however late it begins.
     return min(steps, first + steps - min(steps, max(end, first + 1)))
 
 

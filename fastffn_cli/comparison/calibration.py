@@ -181,6 +181,11 @@ def calibrate(
             dense=dense.key,
         )
     before = read_calibration(plan.out_dir)
+    if before and before.machine != about["machine"]:
+        ui.warn(
+            f"steps were timed on {before.machine}, and those seconds go on to count; this is "
+            f"{about['machine']}. To time them here, compare in a folder of its own: --out DIR"
+        )
     known = dict(before.seconds) if before else {}
     missing = {key: form for key, form in forms.items() if key not in known}
     if not missing and before and before.arms == arms:

@@ -12,7 +12,7 @@ from typing import Any
 
 import fastffn_cli
 from fastffn_cli import ui
-from fastffn_cli.comparison.budget import steps_of_tokens, tokens_per_step
+from fastffn_cli.comparison.budget import steps_of_tokens
 from fastffn_cli.comparison.calibration import Calibration, calibrate
 from fastffn_cli.comparison.children import check_unchanged, run_all, run_to_end
 from fastffn_cli.comparison.plan import PLAN_FILE, Plan
@@ -21,6 +21,7 @@ from fastffn_cli.comparison.runs import (
     RunSpec,
     choose_rates,
     downstream_specs,
+    final_loss,
     seconds_specs,
     sweep_specs,
     token_specs,
@@ -131,6 +132,7 @@ def _phases(
 ) -> Iterator[list[RunSpec]]:
     """Yield the runs of each phase, which the phases before decide about."""
     budgets = plan.section.budgets
+    made: set[Path] = set()
     specs = sweep_specs(plan)
     outlook.know("sweep", specs)
     yield specs
@@ -148,20 +150,31 @@ def _phases(
             view.note(f"{name}: learning rate {choice.learning_rate:g} of {tried}")
     if "tokens" in budgets:
         specs = token_specs(plan, choices)
+        made = {spec.dir for spec in specs}
         outlook.know("tokens", specs)
         yield specs
     if "seconds" in budgets:
         specs, skipped = seconds_specs(plan, choices, calibration.paces())
         for each in skipped:
             ui.warn(f"equal seconds, {each.arm} seed {each.seed}: skipped, {each.reason}")
-        specs = [spec for spec in specs if spec.dir.parts[-3] == "seconds"]
+        specs = [spec for spec in specs if spec.dir not in made]
         outlook.know("seconds", specs)
         yield specs
+    trained = {
+        str(spec.dir)
+        for spec in token_specs(plan, choices)
+        if final_loss(spec.history(), spec.steps) is not None
+    }
     specs = []
     for spec in downstream_specs(plan, choices):
         before = spec.config.Engine.save_load.ckpt_dir
-        if before is None or (Path(before) / "checkpoints").is_dir():
+        if before is None or before in trained:
             specs.append(spec)
+        else:
+            ui.warn(
+                f"downstream, {spec.arm} seed {spec.seed}: skipped, its run of equal tokens was "
+                "not trained to its end"
+            )
     outlook.know("downstream", specs)
     yield specs
 
@@ -227,7 +240,7 @@ def _hold(out_dir: Path) -> Iterator[None]:
                 hint=another,
             )
     with storage.explain_full_disk(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(out_dir)
     with (out_dir / LOCK_FILE).open("a", encoding="utf-8") as file:
         try:
             storage.lock(file)
@@ -250,7 +263,7 @@ def _check_comparable(plan: Plan, configs: Mapping[str, Config]) -> None:
                 f"arm {name} evaluates batches of {own}, {plan.baseline.name} of {wanted}: write "
                 "one Data.batch_size.micro_batch_size under 'config:'"
             )
-        size = tokens_per_step(config)
+        size = config.Data.tokens_per_step
         budgets = {"tokens": float(plan.section.tokens)}
         if len(plan.arms[name].learning_rates) > 1:
             budgets["tokens * sweep.share"] = plan.section.tokens * plan.section.sweep.share
@@ -281,8 +294,8 @@ def _look_at_downstream(plan: Plan, config: Config, device: Device) -> None:
             f"fastffn prepare FILES --out DIR --tokenizer {config.Data.dataset.input_dir}",
         )
     problems = []
-    if section.tokens < tokens_per_step(config):
-        problems.append(f"'downstream.tokens' is below one step of {tokens_per_step(config):,}")
+    if section.tokens < config.Data.tokens_per_step:
+        problems.append(f"'downstream.tokens' is below one step of {config.Data.tokens_per_step:,}")
     if "tokens" not in plan.section.budgets:
         problems.append("'downstream' goes on from runs of equal tokens: add tokens to 'budgets'")
     if problems:

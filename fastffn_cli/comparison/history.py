@@ -147,6 +147,10 @@ def _settled(records: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float
     for record in records:
         if record.get("event") in ("start", "resume"):
             kept = [old for old in kept if old.get("step", 0) <= record["step"]]
+            # A checkpoint holds its step as it was before a change of the model behind it.
+            kept = [
+                old for old in kept if old.get("event") != "switch" or old["step"] < record["step"]
+            ]
             kept = [old for old in kept if old.get("event") not in ("diverged", "end")]
             wall = (wall or 0.0) + (latest - begun if begun is not None else 0.0)
             begun = float(record["time"])

@@ -24,6 +24,7 @@ def _take_whole_float(value: object) -> object:
 Count = Annotated[int, Strict(), BeforeValidator(_take_whole_float)]
 Rate = Annotated[Number, Field(gt=0)]
 BlockT = TypeVar("BlockT", bound=Block)
+RANDOM_START = "none"  # the arm of downstream runs that were not trained before
 
 
 class SweepSection(Block):

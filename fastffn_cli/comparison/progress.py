@@ -7,9 +7,11 @@ the runs so far over what was calibrated for them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from fastffn_cli import ui
 from fastffn_cli.comparison.budget import Pace, planned_dense_steps, steps_of_tokens
+from fastffn_cli.comparison.history import History
 from fastffn_cli.comparison.plan import Plan
 from fastffn_cli.comparison.runs import RunSpec
 
@@ -24,6 +26,7 @@ class Outlook:
         self._plan, self._paces = plan, paces
         self._later: dict[str, list[float]] = {}
         self._known: dict[str, list[RunSpec]] = {}
+        self._over: dict[Path, History] = {}
         section = plan.section
         tokens = {
             name: self._estimate(name, steps_of_tokens(section.tokens, arm.config))
@@ -53,14 +56,14 @@ class Outlook:
 
     def over(self) -> int:
         """Count the runs that are over."""
-        return sum(spec.history().is_over(spec.steps) for spec in self._all())
+        return sum(self._history(spec).is_over(spec.steps) for spec in self._all())
 
     def remaining_s(self) -> float:
         """Seconds until the last run ends."""
         calibrated = clock = left = 0.0
         waiting = 0
         for spec in self._all():
-            history = spec.history()
+            history = self._history(spec)
             whole = self._estimate(spec.arm, spec.steps)
             done = whole * min(1.0, history.step / spec.steps)
             if history.wall_seconds is not None and history.step:
@@ -78,12 +81,19 @@ class Outlook:
     def _all(self) -> Iterable[RunSpec]:
         return (spec for specs in self._known.values() for spec in specs)
 
+    def _history(self, spec: RunSpec) -> History:
+        """Read a run's history; once only when it is over, for the table is drawn every second."""
+        history = self._over.get(spec.dir) or spec.history()
+        if history.is_over(spec.steps):
+            self._over[spec.dir] = history
+        return history
+
     def _estimate(self, arm: str, steps: int) -> float:
         name = arm if arm in self._plan.arms else self._plan.section.baseline
         schedule = self._plan.arms[name].config.Schedule
         dense = planned_dense_steps(schedule, steps)
         if dense is None:
-            dense = steps - round(schedule.at * steps)
+            dense = schedule.dense_start_steps(steps) + steps - schedule.latest_switch(steps)
         return self._paces[name].seconds(dense, steps)
 
 

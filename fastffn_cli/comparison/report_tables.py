@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Iterator
 
 from fastffn_cli import ui
+from fastffn_cli.comparison.plan_schema import RANDOM_START
 from fastffn_cli.comparison.report_document import Block, Heading, Paragraph, Table
 from fastffn_cli.comparison.report_evidence import find_baseline, is_finished, runs_of
 from fastffn_cli.comparison.results import ArmResult, Results, RunResult
 from fastffn_cli.comparison.statistics import Spread, spread
 
-NONE = "none"  # the arm of the downstream runs that begin with random weights
 UNKNOWN = "–"
 
 
@@ -91,7 +91,7 @@ def tabulate_downstream(results: Results) -> Iterator[Block]:
         ]
         rows.append(
             (
-                "no pre-training" if name == NONE else name,
+                "no pre-training" if name == RANDOM_START else name,
                 f"{len(known)} of {len(runs)}",
                 format_spread(spread(list(known.values())), ".4f") if known else UNKNOWN,
                 format_spread(_perplexity(known.values()), ".2f", alone="") if known else UNKNOWN,
@@ -143,8 +143,8 @@ def _whole_runs(results: Results, arm: ArmResult) -> tuple[Spread | None, Spread
 
 def _flops(arm: ArmResult, run: RunResult) -> float:
     """Forward FLOPs of a finished run's training."""
-    stage1 = 1.0 if run.switched_at is None else run.switched_at / run.steps
-    per_token = stage1 * arm.stage1_flops_per_token + (1 - stage1) * arm.dense_flops_per_token
+    dense = run.dense_steps / run.steps
+    per_token = (1 - dense) * arm.stage1_flops_per_token + dense * arm.dense_flops_per_token
     return run.evals[-1].tokens * per_token
 
 

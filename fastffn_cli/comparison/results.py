@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,9 @@ from fastffn_cli.errors import UserError
 
 if TYPE_CHECKING:
     from fastffn_cli.comparison.budget import Pace
-    from fastffn_cli.comparison.runs import RunSpec, Skipped
+    from fastffn_cli.comparison.calibration import Calibration
+    from fastffn_cli.comparison.plan import Plan
+    from fastffn_cli.comparison.runs import Choice, RunSpec, Skipped
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class RunResult:
     `budget` is "tokens", "seconds", "sweep" or "downstream". `final_loss` is the last evaluation
     of a run that was made to its end, else None; `problem` says what became of any other.
     `wall_seconds` are those of the clock, evaluations and checkpoints included. `switched_at` is
-    the step after which the model was dense for good.
+    the step after which the model was dense for good, `dense_steps` are all steps of a dense model
+    in the place of the arm's own, those before it included.
     """
 
     arm: str
@@ -43,6 +46,7 @@ class RunResult:
     final_loss: float | None
     wall_seconds: float | None
     switched_at: int | None
+    dense_steps: int
     problem: str | None
     dir: Path
 
@@ -105,13 +109,7 @@ def load_results(out_dir: Path) -> Results:
     # Here, because a plan needs paddle, and what reads results does not.
     from fastffn_cli.comparison.calibration import read_calibration
     from fastffn_cli.comparison.plan import PLAN_FILE, load_plan
-    from fastffn_cli.comparison.runs import (
-        choose_rates,
-        downstream_specs,
-        seconds_specs,
-        sweep_specs,
-        token_specs,
-    )
+    from fastffn_cli.comparison.runs import choose_rates, downstream_specs
 
     begin = "Begin it: fastffn compare -c PLAN --out DIR"
     if not (out_dir / PLAN_FILE).is_file():
@@ -120,9 +118,39 @@ def load_results(out_dir: Path) -> Results:
     calibration = read_calibration(out_dir)
     if calibration is None or plan.section.baseline not in calibration.arms:
         raise UserError(f"the comparison in {out_dir} has no results yet", hint=begin)
-    from fastffn_cli.comparison.budget import tokens_per_step
-
     paces, choices = calibration.paces(), choose_rates(plan)
+    runs = _runs_of_arms(plan, choices, paces)
+    section = plan.section
+    return Results(
+        name=plan.name,
+        out_dir=out_dir,
+        baseline=section.baseline,
+        arms=tuple(
+            _arm_result(name, calibration, choices.get(name), runs)
+            for name in plan.arms
+            if name in calibration.arms
+        ),
+        seeds=section.seeds,
+        tokens=section.tokens,
+        tokens_per_step=plan.baseline.config.Data.tokens_per_step,
+        downstream=tuple(
+            _run_result(spec, paces.get(spec.arm, paces[section.baseline]))
+            for spec in downstream_specs(plan, choices)
+        ),
+        downstream_data=section.downstream.data if section.downstream else None,
+        machine=calibration.machine,
+        versions=calibration.versions,
+        commit=calibration.commit,
+        model=calibration.model,
+    )
+
+
+def _runs_of_arms(
+    plan: Plan, choices: Mapping[str, Choice], paces: Mapping[str, Pace]
+) -> list[RunResult]:
+    """Return what became of all runs but the downstream ones, of arms whose steps were timed."""
+    from fastffn_cli.comparison.runs import seconds_specs, sweep_specs, token_specs
+
     specs = sweep_specs(plan)
     skipped: list[Skipped] = []
     if "tokens" in plan.section.budgets:
@@ -131,60 +159,34 @@ def load_results(out_dir: Path) -> Results:
         found, skipped = seconds_specs(plan, choices, paces)
         specs += found
     runs = [_run_result(spec, paces[spec.arm]) for spec in specs if spec.arm in paces]
-    runs += [_skipped_result(each, out_dir) for each in skipped if each.arm in paces]
-    arms = []
-    for name in plan.arms:
-        facts, choice = calibration.arms.get(name), choices.get(name)
-        if facts is None:
-            continue
-        own = [run for run in runs if run.arm == name]
-        arms.append(
-            ArmResult(
-                name=name,
-                description=facts.description,
-                parameters=facts.parameters,
-                stage1_flops_per_token=facts.stage1_flops_per_token,
-                dense_flops_per_token=facts.dense_flops_per_token,
-                stage1_step=calibration.step_time(facts.stage1),
-                dense_step=calibration.step_time(facts.dense),
-                learning_rate=choice.learning_rate if choice else None,
-                at_edge=choice.at_edge if choice else False,
-                sweep=tuple(run for run in own if run.budget == "sweep"),
-                runs=tuple(run for run in own if run.budget != "sweep"),
-            )
-        )
-    section = plan.section.downstream
-    return Results(
-        name=plan.name,
-        out_dir=out_dir,
-        baseline=plan.section.baseline,
-        arms=tuple(arms),
-        seeds=plan.section.seeds,
-        tokens=plan.section.tokens,
-        tokens_per_step=tokens_per_step(plan.baseline.config),
-        downstream=tuple(
-            _downstream_results(downstream_specs(plan, choices), paces, plan.section.baseline)
-        ),
-        downstream_data=section.data if section else None,
-        machine=calibration.machine,
-        versions=calibration.versions,
-        commit=calibration.commit,
-        model=calibration.model,
+    return runs + [_skipped_result(each, plan.out_dir) for each in skipped if each.arm in paces]
+
+
+def _arm_result(
+    name: str, calibration: Calibration, choice: Choice | None, runs: Sequence[RunResult]
+) -> ArmResult:
+    facts = calibration.arms[name]
+    own = [run for run in runs if run.arm == name]
+    return ArmResult(
+        name=name,
+        description=facts.description,
+        parameters=facts.parameters,
+        stage1_flops_per_token=facts.stage1_flops_per_token,
+        dense_flops_per_token=facts.dense_flops_per_token,
+        stage1_step=calibration.step_time(facts.stage1),
+        dense_step=calibration.step_time(facts.dense),
+        learning_rate=choice.learning_rate if choice else None,
+        at_edge=choice.at_edge if choice else False,
+        sweep=tuple(run for run in own if run.budget == "sweep"),
+        runs=tuple(run for run in own if run.budget != "sweep"),
     )
 
 
-def _downstream_results(
-    specs: Iterable[RunSpec], paces: dict[str, Pace], baseline: str
-) -> list[RunResult]:
-    return [_run_result(spec, paces.get(spec.arm, paces[baseline])) for spec in specs]
-
-
 def _run_result(spec: RunSpec, pace: Pace) -> RunResult:
-    from fastffn_cli.comparison.budget import tokens_per_step
     from fastffn_cli.comparison.runs import final_loss
 
     history = spec.history()
-    tokens = tokens_per_step(spec.config)
+    tokens = spec.config.Data.tokens_per_step
     # Downstream runs of an arm that switched are dense from the start.
     stage1_s = pace.dense if spec.budget == "downstream" and spec.is_dense else pace.stage1
     return RunResult(
@@ -200,6 +202,7 @@ def _run_result(spec: RunSpec, pace: Pace) -> RunResult:
         final_loss=final_loss(history, spec.steps),
         wall_seconds=history.wall_seconds,
         switched_at=history.switched_at,
+        dense_steps=history.dense_steps(history.step),
         problem=history.problem(spec.steps),
         dir=spec.dir,
     )
@@ -216,6 +219,7 @@ def _skipped_result(skipped: Skipped, out_dir: Path) -> RunResult:
         final_loss=None,
         wall_seconds=None,
         switched_at=None,
+        dense_steps=0,
         problem=f"skipped: {skipped.reason}",
         dir=out_dir,
     )

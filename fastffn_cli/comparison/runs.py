@@ -24,7 +24,8 @@ from fastffn_cli.comparison.budget import (
     steps_of_tokens,
 )
 from fastffn_cli.comparison.history import History, begins_dense, read_history
-from fastffn_cli.comparison.plan import RANDOM_START, Arm, Plan
+from fastffn_cli.comparison.plan import Arm, Plan
+from fastffn_cli.comparison.plan_schema import RANDOM_START
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine.stages import dense_config
 

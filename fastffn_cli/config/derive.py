@@ -75,8 +75,8 @@ def derive_values(config: Config, given: set[str]) -> tuple[Config, set[str]]:
     """Fill in what was left open; return the full Config and the keys that were derived.
 
     `given` are the dotted keys the user wrote. Call it after the rules: it expects batch sizes that
-    agree. On one process global_batch_size is local_batch_size; micro_batch_size is at most that;
-    accumulate_steps is their ratio.
+    agree. global_batch_size is local_batch_size times the data parallel processes; micro_batch_size
+    is at most local_batch_size; accumulate_steps is their ratio.
     """
     values = config.model_dump()
     derived: set[str] = set()
@@ -91,14 +91,17 @@ def derive_values(config: Config, given: set[str]) -> tuple[Config, set[str]]:
             derived.add(key)
 
     sizes = config.Data.batch_size
-    batch = sizes.local_batch_size or sizes.global_batch_size
+    data = config.Distributed.data_degree
+    batch = sizes.local_batch_size
+    if batch is None and sizes.global_batch_size is not None:
+        batch = sizes.global_batch_size // data
     micro = sizes.micro_batch_size
     if batch is None:
         batch = micro * (config.Engine.accumulate_steps or 1)
     elif MICRO not in given:
         steps = config.Engine.accumulate_steps
         micro = batch // steps if steps else min(micro, batch)
-    fill(GLOBAL, batch)
+    fill(GLOBAL, batch * data)
     fill(LOCAL, batch)
     fill(MICRO, micro)
     fill(ACCUMULATE, batch // micro)

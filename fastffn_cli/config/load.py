@@ -74,19 +74,20 @@ def load_config(
     *,
     device: str | None = None,
     facts: Facts | None = None,
+    plan_only: bool = False,
 ) -> Resolved:
     """Read, merge, check and complete a configuration.
 
     `source` is a path, the bare name of a shipped config, or `-` for stdin; `overrides` are the
     arguments of `-o`; `device` is short for a last override of `Global.device`; `facts` lie below
-    the file.
+    the file; `plan_only` lets degrees of parallelism pass, for a plan of a run on many cards.
 
     Raises ConfigError with all problems together, each with its place.
     """
     reader = LayerReader()
     tree = reader.read(source)
     name = STDIN if source == "-" else show_path(find_config_file(source))
-    return _resolve(reader, tree, name, overrides, device, facts)
+    return _resolve(reader, tree, name, overrides, device, facts, plan_only=plan_only)
 
 
 def resolve_layers(
@@ -127,6 +128,8 @@ def _resolve(
     overrides: Sequence[str],
     device: str | None,
     facts: Facts | None = None,
+    *,
+    plan_only: bool = False,
 ) -> Resolved:
     problems = list(reader.problems)
     tree = apply_overrides(tree, overrides, problems)
@@ -144,7 +147,7 @@ def _resolve(
     written = {move.target: move.source for move in reading.moves if move.target is not None}
     config, invalid = validate_tree(tree, problems, written)
     given = {".".join(path): leaf.origin for path, leaf in tree.leaves() if leaf.value is not None}
-    review = review_config(config, given, invalid)
+    review = review_config(config, given, invalid, plan_only=plan_only)
     problems += review.problems
     if problems:
         lines = [

@@ -18,7 +18,8 @@ from fastffn_cli.config.schema import Config
 class Review:
     """A Config under review, the places of what the user wrote, and what was found.
 
-    `without_effect` has the reason for each such key that was given, whatever its value.
+    `without_effect` has the reason for each such key that was given, whatever its value. Where
+    nothing but a plan is made (`plan_only`), there may be more processes than can be run.
     """
 
     config: Config
@@ -27,6 +28,7 @@ class Review:
     warnings: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
     without_effect: dict[str, str] = field(default_factory=dict)
+    plan_only: bool = False
 
     def place(self, keys: tuple[str, ...]) -> Origin:
         """Return the place of the first key that the user wrote."""
@@ -63,9 +65,11 @@ def reads(*keys: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def review_config(config: Config, given: Mapping[str, Origin], invalid: set[str]) -> Review:
+def review_config(
+    config: Config, given: Mapping[str, Origin], invalid: set[str], *, plan_only: bool = False
+) -> Review:
     """Run every rule whose keys are valid."""
-    review = Review(config, given)
+    review = Review(config, given, plan_only=plan_only)
     for keys, rule in _RULES:
         if not any(_touches(key, bad) for key in keys for bad in invalid):
             rule(review)

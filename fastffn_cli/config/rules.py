@@ -15,9 +15,13 @@ def _batch_sizes_agree(review: Review) -> None:
     sizes = review.config.Data.batch_size
     total, local, micro = sizes.global_batch_size, sizes.local_batch_size, sizes.micro_batch_size
     steps = review.config.Engine.accumulate_steps
-    degrees = review.config.Distributed
-    if degrees.dp_degree * degrees.sharding.sharding_degree > 1:
-        return  # refused by its own rule
+    data = review.config.Distributed.data_degree
+    if data > 1:
+        if not review.plan_only:
+            return  # refused by its own rule
+        if not _data_parallel_agrees(review, data):
+            return
+        total = None if total is None else total // data
     if total is not None and local is not None and total != local:
         review.error(
             f"global_batch_size {total} and local_batch_size {local} differ, and one process does "
@@ -29,17 +33,19 @@ def _batch_sizes_agree(review: Review) -> None:
     if batch is None:
         return
     name, key = ("local_batch_size", LOCAL) if local else ("global_batch_size", GLOBAL)
+    cards = 1 if local else data  # what is said of the global batch counts all of them
+    times, over = (f" x {cards} cards", f" / {cards} cards") if cards > 1 else ("", "")
     if MICRO in review.given and batch % micro:
         fits = largest_divisor(batch, min(micro, batch))
         review.error(
-            f"{name} {batch} is not a multiple of micro_batch_size {micro}: set micro_batch_size "
-            f"to {fits}, or {name} to {-(-batch // micro) * micro}",
+            f"{name} {batch * cards} is not a multiple of micro_batch_size {micro}{times}: set "
+            f"micro_batch_size to {fits}, or {name} to {-(-batch // micro) * micro * cards}",
             MICRO, key,
         )  # fmt: skip
     elif MICRO in review.given and steps is not None and batch != steps * micro:
         review.error(
-            f"accumulate_steps {steps} is not {name} {batch} / micro_batch_size {micro} = "
-            f"{batch // micro}: leave accumulate_steps blank",
+            f"accumulate_steps {steps} is not {name} {batch * cards} / micro_batch_size {micro}"
+            f"{over} = {batch // micro}: leave accumulate_steps blank",
             ACCUMULATE, MICRO, key,
         )  # fmt: skip
     elif MICRO not in review.given and batch % (steps or min(micro, batch)):
@@ -47,10 +53,32 @@ def _batch_sizes_agree(review: Review) -> None:
         limit = batch // steps if steps else micro
         fits = largest_divisor(batch, max(limit, 1))
         review.error(
-            f"{name} {batch} is not a multiple of {divisor}: set micro_batch_size to {fits}"
-            + (" and leave accumulate_steps blank" if steps else ""),
+            f"{name} {batch * cards} is not a multiple of {divisor}{times}: set micro_batch_size "
+            f"to {fits}" + (" and leave accumulate_steps blank" if steps else ""),
             *((ACCUMULATE, key) if steps else (key,)),
         )
+
+
+def _data_parallel_agrees(review: Review, data: int) -> bool:
+    """Whether every data parallel card has the same share of the step."""
+    sizes = review.config.Data.batch_size
+    total, local = sizes.global_batch_size, sizes.local_batch_size
+    cards = f"the {data} cards of dp_degree x sharding_degree"
+    if total is None or total == (local or total // data) * data:
+        return True
+    if local is None:
+        review.error(
+            f"global_batch_size {total} is not a multiple of {cards}: set global_batch_size to "
+            f"{-(-total // data) * data}",
+            GLOBAL,
+        )
+    else:
+        review.error(
+            f"global_batch_size {total} is not local_batch_size {local} x {cards}: set "
+            f"global_batch_size to {local * data}, or leave one blank",
+            LOCAL, GLOBAL,
+        )  # fmt: skip
+    return False
 
 
 @reads("Model.hidden_size", "Model.num_attention_heads")
@@ -250,7 +278,7 @@ def _one_process(review: Review) -> None:
         ("Distributed.sharding.sharding_degree", degrees.sharding.sharding_degree),
         ("Inference.mp_degree", review.config.Inference.mp_degree),
     ):
-        if degree > 1:
+        if degree > 1 and not (review.plan_only and key.startswith("Distributed.")):
             review.error(
                 f"{key.rpartition('.')[2]} {degree} needs `fastffn launch`, which is not in this "
                 "version: set it to 1",

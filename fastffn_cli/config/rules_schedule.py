@@ -7,6 +7,7 @@ from fastffn_cli.config.ffn import (
     BlockDenseFFN,
     BlockDiagonalFFN,
     DenseFFN,
+    GuidedFFN,
     LowRankActivationFFN,
     LowRankFFN,
     MoEFFN,
@@ -40,7 +41,19 @@ def _switch_is_named(review: Review) -> None:
 def _something_to_switch(review: Review) -> None:
     schedule, ffn = review.config.Schedule, review.config.Model.ffn
     if schedule.switch == "never":
+        if schedule.dense_start and "Schedule.switch" in review.given:
+            review.warn(
+                f"dense_start {schedule.dense_start:g} has no effect while switch is never: set "
+                "Schedule.switch to fraction",
+                "Schedule.dense_start",
+            )
         return
+    if isinstance(ffn, GuidedFFN) and ffn.guided_share > schedule.at:
+        review.warn(
+            f"guided_share {ffn.guided_share:g} is a share of the whole run, and stage 1 ends at "
+            f"{schedule.at:g} at the latest: lower Model.ffn.guided_share",
+            "Model.ffn.guided_share", "Schedule.at",
+        )  # fmt: skip
     keys = ("Schedule.switch", "Model.ffn.kind")
     if review.config.Model.is_dense:
         review.error(
@@ -113,7 +126,8 @@ COSTLY = 0.1
 @reads("Schedule")
 def _forks_are_affordable(review: Review) -> None:
     schedule = review.config.Schedule
-    share = schedule.fork_steps / schedule.check_freq
+    # One fork ends before the next begins.
+    share = schedule.fork_steps / max(schedule.check_freq, schedule.fork_steps)
     if schedule.switch == "fork" and share > COSTLY:
         review.note(
             f"a fork of {schedule.fork_steps} dense steps every {schedule.check_freq} adds more "
@@ -131,11 +145,12 @@ def _measurements_fit(review: Review) -> None:
     freq, takes = schedule.check_freq, schedule.fork_steps if schedule.switch == "fork" else 0
     first = max(freq, -(-round(schedule.earliest * max_steps) // freq) * freq)
     stride = max(freq, -(-takes // freq) * freq)
-    answers = len(range(first, round(schedule.at * max_steps) - takes, stride))
+    latest = schedule.latest_switch(max_steps)
+    answers = len(range(first, latest - takes, stride))
     if answers < schedule.patience:
         review.warn(
             f"there is time for {answers} measurements before the latest switch, at step "
-            f"{round(schedule.at * max_steps)}, and {schedule.patience} in a row must ask for an "
+            f"{latest}, and {schedule.patience} in a row must ask for an "
             "earlier one: lower Schedule.check_freq or Schedule.patience",
             "Schedule.check_freq", "Schedule.patience", "Schedule.switch",
         )  # fmt: skip

@@ -174,6 +174,11 @@ class DistributedSection(Block):
         default_factory=Sharding, description="Sharded optimizer states, for several processes."
     )
 
+    @property
+    def data_degree(self) -> int:
+        """Processes that read sequences of their own."""
+        return self.dp_degree * self.sharding.sharding_degree
+
 
 class FusedSection(Block):
     """FleetX's fused buffers; accepted, without effect."""

@@ -173,6 +173,13 @@ class DataSection(Block):
         default_factory=Dataset, description="The token files and how they are cut."
     )
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one process in one step, of a configuration whose sizes are derived."""
+        sequences = self.batch_size.local_batch_size
+        assert sequences is not None, "load_config derives it"
+        return sequences * self.dataset.max_seq_len
+
 
 class LearningRate(Block):
     """The schedule: linear warm-up to max_lr, then down to min_lr."""
@@ -292,3 +299,16 @@ class ScheduleSection(Block):
     patience: Integer = Field(
         default=3, ge=1, description="Measurements in a row that must ask for the switch."
     )
+
+    def dense_start_steps(self, max_steps: int) -> int:
+        """Steps that a run of `max_steps` trains dense first: at least one, if any."""
+        return max(1, round(self.dense_start * max_steps)) if self.dense_start else 0
+
+    def latest_switch(self, max_steps: int) -> int:
+        """Step behind which stage 1 ends at the latest, with a step on either side if possible."""
+        first = self.dense_start_steps(max_steps) + 1
+        return min(max(first, round(self.at * max_steps)), max(first, max_steps - 1))
+
+    def fewest_steps(self) -> int:
+        """Steps of the shortest run with a step of every stage."""
+        return 2 + (self.dense_start > 0)

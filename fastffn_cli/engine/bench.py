@@ -30,7 +30,6 @@ from fastffn_cli.engine.timing import (
     batch_size,
     synthetic_batches,
     time_rounds,
-    tokens_per_step,
 )
 from fastffn_cli.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, UserError, is_out_of_memory
 from models.gpt import GPTConfig, flops_per_token
@@ -94,7 +93,7 @@ def compare(
             raise
         raise advise_on_memory(config, device) from error
     ratios = [dense / stage1 for stage1, dense in zip(times["stage1"], times["dense"], strict=True)]
-    tokens = tokens_per_step(config)
+    tokens = config.Data.tokens_per_step
     speeds = {}
     for name in ARMS:
         step_s = statistics.median(times[name])
@@ -175,7 +174,7 @@ def as_json(comparison: Comparison, config: Config, device: Device) -> dict[str,
         "flops_ceiling": comparison.flops_ceiling,
         "rounds": comparison.rounds,
         "steps": comparison.steps,
-        "tokens_per_step": tokens_per_step(config),
+        "tokens_per_step": config.Data.tokens_per_step,
         **config.Model.approximations,
         "device": device.name,
         "precision": choose_precision(config.Engine.mix_precision, device)[0].describe(),

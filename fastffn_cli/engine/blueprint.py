@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastffn_cli.config.load import Resolved
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import TokenDataset
 from fastffn_cli.data.token_files import TokenFolder, open_tokens
+from fastffn_cli.distributed.layout import read_layout
+from fastffn_cli.distributed.planner import CardPlan, estimate_card
 from fastffn_cli.engine.checkpoint import (
     Checkpoint,
 )
 from fastffn_cli.engine.compatibility import check_resume
 from fastffn_cli.engine.device import Device
-from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
+from fastffn_cli.engine.memory import MemoryEstimate, count_fixed, estimate_memory
 from fastffn_cli.engine.model import gpt_config
 from fastffn_cli.engine.precision import Precision, choose_precision
 from fastffn_cli.engine.run import holds_run, refuse_existing
@@ -50,6 +52,7 @@ class Blueprint:
     continues: bool = False
     notices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    cards: CardPlan | None = None  # of a layout on several cards
 
 
 def draw_blueprint(
@@ -86,6 +89,11 @@ def draw_blueprint(
     if warning:
         warnings.append(warning)
     plan = _plan(config, train)
+    _check_stages(config, plan)
+    trained = trained_models(config, model)
+    cards = _plan_cards(config, trained)
+    if cards is not None:
+        notices += cards.remarks
     return Blueprint(
         stage=stage,
         resolved=resolved,
@@ -98,7 +106,7 @@ def draw_blueprint(
         plan=plan,
         schedule=build_schedule(config.Optimizer.lr, plan.max_steps),
         precision=precision,
-        memory=_estimate_memory(config, model, precision, device),
+        memory=_estimate_memory(config, trained, precision, device),
         free_memory=device.free_memory(),
         run_dir=run_dir,
         start_from=start,
@@ -106,25 +114,47 @@ def draw_blueprint(
         continues=resume is not None and holds_run(run_dir),
         notices=notices,
         warnings=warnings,
+        cards=cards,
     )
 
 
+def trained_models(config: Config, model: GPTConfig) -> list[GPTConfig]:
+    """Return the models of all stages of the run."""
+    if config.Schedule.switch == "never":
+        return [model]
+    return [model, gpt_config(dense_config(config))]
+
+
+def _plan_cards(config: Config, trained: list[GPTConfig]) -> CardPlan | None:
+    """Plan the stage of the run that needs most on each of several cards; None for one card."""
+    layout, seq_len = read_layout(config), config.Data.dataset.max_seq_len
+    if layout.cards == 1:
+        return None
+    plans = [estimate_card(each, seq_len, layout) for each in trained]
+    return max(plans, key=lambda plan: plan.memory)
+
+
 def _estimate_memory(
-    config: Config, model: GPTConfig, precision: Precision, device: Device
+    config: Config, trained: list[GPTConfig], precision: Precision, device: Device
 ) -> MemoryEstimate:
-    """Estimate the stage of the run that needs most."""
-    trained = [model]
-    if config.Schedule.switch != "never":
-        trained.append(gpt_config(dense_config(config)))
+    """Estimate the most that the run needs at a time, on one card.
+
+    At the switch, and in a fork, the dense model is there beside stage 1, whose gradients are not.
+    """
+    half = precision.multi_precision
     estimates = [
         estimate_memory(
             each,
             config.Data.dataset.max_seq_len,
-            half=precision.multi_precision,
+            half=half,
             on_host=device.type == "cpu",
         )
         for each in trained
     ]
+    if len(trained) > 1:
+        stage1, dense = count_fixed(trained[0], half=half), estimates[-1]
+        beside = stage1.total - stage1.gradients
+        estimates.append(replace(dense, fixed=dense.fixed + beside))
     micro_batch_size = config.Data.batch_size.micro_batch_size
     return max(estimates, key=lambda estimate: estimate.total(micro_batch_size))
 
@@ -180,9 +210,22 @@ def _open_data(
     return config.model_copy(update={"Model": resolved_model}), folder, train, valid
 
 
+def _check_stages(config: Config, plan: Plan) -> None:
+    """Raise `ConfigError` for a run that has not a step for each of its stages."""
+    schedule = config.Schedule
+    if schedule.switch != "never" and plan.max_steps < schedule.fewest_steps():
+        raise ConfigError(
+            "the configuration",
+            [
+                f"{plan.max_steps} steps are too few for {schedule.fewest_steps()} stages: raise "
+                "Engine.max_steps, or set Schedule.switch to never"
+            ],
+        )
+
+
 def _plan(config: Config, train: TokenDataset) -> Plan:
     engine = config.Engine
-    batch_size = config.Data.batch_size.local_batch_size
+    batch_size = config.Data.batch_size.global_batch_size
     assert batch_size is not None, "load_config derives it"
     steps_per_epoch = -(-train.num_samples // batch_size)
     return Plan(

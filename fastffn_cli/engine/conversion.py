@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from fastffn_cli.config.schema import Config
+from fastffn_cli.config.schema_training import ScheduleSection
 from fastffn_cli.data.dataset import Batch, TokenDataset
 from fastffn_cli.data.token_files import open_tokens
 from fastffn_cli.engine.checkpoint import LoadedModel
@@ -204,9 +205,15 @@ def compare(
 
 
 def with_approximations(config: Config, approximations: Mapping[str, Any]) -> Config:
-    """Return the configuration with the model in other forms: `ffn` and both ranks."""
-    section = {**config.Model.model_dump(), **approximations}
-    return config.model_copy(update={"Model": type(config.Model).model_validate(section)})
+    """Return the configuration with the model in other forms: `ffn` and both ranks.
+
+    That of a dense model has no `Schedule`: there is nothing to switch.
+    """
+    values = {**config.Model.model_dump(), **approximations}
+    sections: dict[str, Any] = {"Model": type(config.Model).model_validate(values)}
+    if sections["Model"].is_dense:
+        sections["Schedule"] = ScheduleSection()
+    return config.model_copy(update=sections)
 
 
 def _trainer_record(

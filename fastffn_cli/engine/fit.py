@@ -157,7 +157,7 @@ class _Loop:
     def _change_stage(self) -> None:
         session, stages = self.session, self.session.stages
         step, before = session.progress.step, session.config.Model.approximations
-        self._save()  # a stage's last weights are worth keeping
+        self._save()  # a change that fails can be made again from here
         begun = time.perf_counter()
         switch = (prepare_stage1 if stages.stage == DENSE_START else prepare_switch)(session)
         commit(session, switch)

@@ -1,16 +1,28 @@
 """How much memory a training step needs, from shapes: an estimate for the run card and for advice.
 
-Checked against measured peaks in tests/engine/test_memory.py. The process itself (some 0.3 GB of
-libraries) and the workspace of Paddle's kernels are not in it.
+Checked against measured peaks on one CPU in tests/engine/test_memory.py. The process itself (some
+0.3 GB of libraries), the workspace of Paddle's kernels and communication buffers are not in it.
+What a card of several needs is the same count over its `Share`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.gpt import GPTConfig, count_parameters
+from fastffn_cli.engine.share import (
+    WHOLE,
+    Share,
+    count_share,
+    largest_unit,
+    share_costs,
+    summed_width,
+    vocabulary_rows,
+)
+from models.gpt import GPTConfig
 
-FLOAT = 4
+FLOAT, HALF = 4, 2
+# AdamW, bytes a parameter: two moments; with half weights a master as well, and casts.
+STATE, STATE_HALF = 8, 14
 # Resident memory over the bytes of live tensors on a CPU, where freed blocks of unequal sizes leave
 # holes: between 1.0 and 2.0 in measurements, lowest where few large tensors dominate.
 HOST_WASTE = 1.25
@@ -37,25 +49,67 @@ class MemoryEstimate:
         return max(fitting) if fitting else None
 
 
+@dataclass(frozen=True)
+class FixedBytes:
+    """Bytes of a training step that do not depend on the batch."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_fixed(config: GPTConfig, *, half: bool = False, share: Share = WHOLE) -> FixedBytes:
+    """Count weights, gradients and AdamW's state of one card.
+
+    16 bytes a parameter in float32; 18 with halves: 2 + 2, and 14 of float32 master, moments and
+    casts. Sharing divides each by its number of data parallel cards (ZeRO, Rajbhandari et al. 2019,
+    arXiv:1910.02054); shared gradients and weights are whole for one layer, or the table, at a
+    time.
+    """
+    parameters, width = count_share(config, share), HALF if half else FLOAT
+
+    def divide(cards: int) -> int:
+        if cards == 1:
+            return width * parameters
+        unit = largest_unit(config, share)
+        return width * min(parameters, -(-parameters // cards) + unit)
+
+    return FixedBytes(
+        weights=divide(share.weight_cards),
+        gradients=divide(share.gradient_cards),
+        optimizer=-(-parameters // share.state_cards) * (STATE_HALF if half else STATE),
+    )
+
+
 def estimate_memory(
-    config: GPTConfig, seq_len: int, *, half: bool = False, on_host: bool = False
+    config: GPTConfig,
+    seq_len: int,
+    *,
+    half: bool = False,
+    on_host: bool = False,
+    share: Share = WHOLE,
 ) -> MemoryEstimate:
     """Estimate the peak of training with AdamW in float32; `half` is O2 with float32 masters.
 
-    Fixed: weights, gradients and two moments (16 bytes a parameter; 18 with halves: 2 + 2, and 12
-    for master and moments, and 2 of casts). The rest is what Paddle keeps for the backward pass,
-    counted tensor by tensor, and the largest working set on top of it. `on_host` adds what the C
-    library's allocator wastes on a CPU; Paddle's own allocators on devices reuse their blocks.
+    Fixed is `count_fixed`. The rest is what Paddle keeps for the backward pass, counted tensor by
+    tensor, and the largest working set on top of it. `on_host` adds what the C library's allocator
+    wastes on a CPU; Paddle's own allocators on devices reuse their blocks.
     """
-    width = 2 if half else FLOAT
-    layer = _count_layer(config, seq_len)
+    width = HALF if half else FLOAT
+    layer = _count_layer(config, seq_len, share)
     # Softmax and logits, or their gradient; in float16 the loss takes a float32 copy as well.
-    head = config.vocab_size * (width + FLOAT + (FLOAT if half else 0))
+    head = vocabulary_rows(config, share) * (width + FLOAT + (FLOAT if half else 0))
     # Between the factors of the embeddings: of the lookup, of the logits, and a gradient.
     head += (2 * config.hidden_size + 3 * (config.embedding_rank or 0)) * width
-    per_token = width * config.num_layers * layer.kept
-    per_token += max(head, width * (layer.rebuilt + layer.working))
-    fixed = count_parameters(config) * (18 if half else 16)
+    per_token = width * (share.in_flight * len(share.layers(config))) * layer.kept
+    working = width * (layer.rebuilt + layer.working)
+    per_token += max(head, working) if share.holds_head(config) else working
+    fixed = count_fixed(config, half=half, share=share).total
     waste = HOST_WASTE if on_host else 1.0
     return MemoryEstimate(
         fixed=round(waste * fixed), per_sequence=round(waste * seq_len * per_token)
@@ -71,7 +125,7 @@ class _LayerCount:
     working: float
 
 
-def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
+def _count_layer(config: GPTConfig, seq_len: int, share: Share) -> _LayerCount:
     """Count what a decoder layer keeps, in values per token.
 
     Of the residual width D: inputs and outputs of both norms (4), scaled queries, keys and values
@@ -79,19 +133,29 @@ def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
     the softmax, and with dropout also its result and mask. Of the hidden width F: before and after
     GELU. Of rank R: between the factors of either matrix (`Cost.kept_per_token`), of attention as
     well. The layer that keeps most stands for all.
+
+    Tensor parallel cards divide what belongs to heads and hidden units; norms and masks only with
+    `Share.sequence` (Korthikanti et al. 2022, arXiv:2205.05198). Paddle then keeps the gathered
+    input of a split matrix all the same; thin factors take their part of the sequence.
     """
-    d, square = config.hidden_size, config.num_attention_heads * seq_len
-    masks = 0.5 * d if config.hidden_dropout_prob else 0.0
+    d, cards = config.hidden_size, share.tensor
+    residual = d // cards if share.sequence else d
+    inner, square = d // cards, config.num_attention_heads // cards * seq_len
+    masks = 0.5 * residual if config.hidden_dropout_prob else 0.0
     scores = square * (2.25 if config.attention_probs_dropout_prob else 1.0)
-    wide = max(cost.kept_per_token for cost in config.ffn_costs)
+    wide = max(cost.kept_per_token for cost in share_costs(config, share))
     narrow = config.attention_rank or 0  # between the factors of one projection
-    everything = 8 * d + 2 * narrow + masks + scores + wide
+    inputs = (residual if narrow else d) + (residual if _is_thin(config, share) else d)
+    everything = 2 * residual + inputs + 4 * inner + 2 * narrow + masks + scores + wide
     kept, rebuilt = everything, 0.0
     if config.use_recompute:
         kept, rebuilt = {
-            "full": (d, everything),
-            "full_attn": (4 * d + masks + wide, 4 * d + 2 * narrow + scores),
-            "core_attn": (8 * d + 2 * narrow + masks + wide, scores),
+            "full": (residual, everything),
+            "full_attn": (
+                2 * residual + inputs + masks + wide,
+                4 * inner + 2 * narrow + scores,
+            ),
+            "core_attn": (everything - scores, scores),
         }[config.recompute_granularity]
     # Working sets seen in Paddle 3.3's backward pass: of the residual width, of the hidden width,
     # and of attention, whose gradients come when the layer's wide part is gone already.
@@ -99,3 +163,11 @@ def _count_layer(config: GPTConfig, seq_len: int) -> _LayerCount:
     squares -= 1.0 if config.attention_probs_dropout_prob else 0.0
     working = max(5.2 * d, wide / 2 + 3.2 * d, squares * square - wide)
     return _LayerCount(kept, rebuilt, working)
+
+
+def _is_thin(config: GPTConfig, share: Share) -> bool:
+    """Whether every feed-forward of the share begins with a thin factor, whole on every card."""
+    shape, specs = config.ffn_shape, config.ffn_specs
+    return all(
+        summed_width(specs[index], shape) < shape.hidden_size for index in share.layers(config)
+    )

@@ -14,20 +14,23 @@ What is assumed, on top of the chip's shares:
 * `fused=False`, as `models.gpt` is written: the [T, T] scores of every head and the [T, V] logits
   lie in memory, 13 passes over the scores (17 with dropout) and 34 bytes a logit (32-bit softmax);
 * `fused=True`: neither ever does (flash attention, chunked cross entropy); the FLOPs stay;
-* other dropout is part of the operation beside it.
+* other dropout is part of the operation beside it;
+* recomputing a part takes a third of its time once more: a forward pass.
 
 Shape legend: N tokens of a micro batch, D hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paddle import LazyGuard, nn
 
 from fastffn_cli.engine.chips import Chip
-from models.gpt import GPT, GPTConfig, count_parameters, flops_per_token
+from fastffn_cli.engine.share import WHOLE, Share, count_share, vocabulary_rows
+from models.gpt import GPT, GPTConfig, flops_per_token
 
 ELEMENT = 2  # bytes
 OPTIMIZER_BYTES = 28  # a parameter: master, m and v read and written in 32 bits, gradient read
@@ -51,6 +54,36 @@ class Product:
         return 2 * self.inner * self.outer * self.blocks
 
 
+Chain = tuple[Product, ...]
+
+
+@dataclass(frozen=True)
+class LayerProducts:
+    """The products of a decoder layer, in chains that stand for one dense product each."""
+
+    linear1: Chain
+    linear2: Chain
+    qkv: Chain
+    out: Chain
+
+    def divide(self, cards: int) -> LayerProducts:
+        """One of `cards` cards that split hidden units and heads: outputs first, then inputs."""
+        return LayerProducts(
+            linear1=_divide_outputs(self.linear1, cards),
+            linear2=_divide_inputs(self.linear2, cards),
+            qkv=_divide_outputs(self.qkv, cards),
+            out=_divide_inputs(self.out, cards),
+        )
+
+
+@dataclass(frozen=True)
+class ModelProducts:
+    """The products of a model: of each decoder layer, and of the table of the tokens."""
+
+    layers: tuple[LayerProducts, ...]
+    table: Chain
+
+
 @dataclass(frozen=True)
 class StepEstimate:
     """Estimated seconds of one update, by the part of the model that takes them."""
@@ -60,11 +93,35 @@ class StepEstimate:
     head: float
     norms: float
     optimizer: float
+    recompute: float = 0.0
 
     @property
     def total(self) -> float:
         """Seconds of the whole update."""
-        return self.ffn + self.attention + self.head + self.norms + self.optimizer
+        return self.ffn + self.attention + self.head + self.norms + self.optimizer + self.recompute
+
+
+def read_products(config: GPTConfig, seq_len: int) -> ModelProducts:
+    """Return the products of a model, from its layers' shapes; nothing is allocated.
+
+    Raises `ValueError` for a model whose FLOPs are not those of its weight matrices, each used once
+    a token (`moe`, `guided`).
+    """
+    with LazyGuard():
+        model = GPT(config)
+    _check_counted(model, seq_len)
+    return ModelProducts(
+        layers=tuple(
+            LayerProducts(
+                linear1=tuple(products(layer.ffn.linear1)),
+                linear2=tuple(products(layer.ffn.linear2)),
+                qkv=tuple(products(layer.self_attn.qkv_proj)),
+                out=tuple(products(layer.self_attn.out_proj)),
+            )
+            for layer in model.layers
+        ),
+        table=tuple(products(model.word_embeddings)),
+    )
 
 
 def estimate_step(
@@ -75,26 +132,42 @@ def estimate_step(
     micro_batch_size: int,
     accumulate_steps: int = 1,
     fused: bool = False,
+    share: Share = WHOLE,
+    model: ModelProducts | None = None,
 ) -> StepEstimate:
-    """Estimate one update of `micro_batch_size` * `accumulate_steps` sequences.
+    """Estimate one update of `micro_batch_size` * `accumulate_steps` sequences on one card.
 
-    Raises `ValueError` for a model whose FLOPs are not those of its weight matrices, each used once
-    a token (`moe`, `guided`).
+    A card's `share` of it is what the card computes itself; what it sends and awaits is not in it.
+    `model` spares reading the products again. Raises the `ValueError` of `read_products`.
     """
-    with LazyGuard():
-        model = GPT(config)
+    model = read_products(config, seq_len) if model is None else model
     tokens = micro_batch_size * seq_len
-    _check_counted(model, seq_len)
-    ffn = attention = 0.0
-    for layer in model.layers:
-        ffn += _ffn(layer.ffn, tokens, chip)
-        attention += _attention(config, layer.self_attn, tokens, seq_len, chip, fused=fused)
+    layers = Counter(model.layers[index] for index in share.layers(config))
+    ffn = attention = core = 0.0
+    for whole, count in layers.items():
+        layer = whole.divide(share.tensor)
+        projections = _products([*layer.qkv, *layer.out], tokens, chip)
+        scores = _scores(config, share, tokens, seq_len, chip, fused=fused)
+        ffn += count * _ffn(layer, tokens, chip)
+        attention += count * (projections + scores)
+        core += count * scores
+    layer_norms = 2 * layers.total()
+    norms = _norms(config, tokens, chip, share, count=layer_norms)
+    recompute = 0.0
+    if config.use_recompute:
+        recomputed = {"full": ffn + attention + norms, "full_attn": attention, "core_attn": core}
+        recompute = recomputed[config.recompute_granularity] / 3
+    if share.holds_head(config):
+        norms = _norms(config, tokens, chip, share, count=layer_norms, last=1)
+    head = _table(config, model.table, tokens, chip, share, fused=fused)
+    updated = -(-count_share(config, share) // share.state_cards)
     return StepEstimate(
         ffn=accumulate_steps * ffn,
         attention=accumulate_steps * attention,
-        head=accumulate_steps * _head(config, model, tokens, chip, fused=fused),
-        norms=accumulate_steps * _norms(config, tokens, chip),
-        optimizer=_seconds(chip, traffic=OPTIMIZER_BYTES * count_parameters(config)),
+        head=accumulate_steps * head,
+        norms=accumulate_steps * norms,
+        optimizer=_seconds(chip, traffic=OPTIMIZER_BYTES * updated),
+        recompute=accumulate_steps * recompute,
     )
 
 
@@ -114,7 +187,7 @@ def _check_counted(model: GPT, seq_len: int) -> None:
     scores = 4 * seq_len * config.hidden_size * config.num_layers
     counted = scores + sum(
         product.flops
-        for product in [*products(model.word_embeddings), *_lookup(model.word_embeddings)]
+        for product in [*products(model.word_embeddings), *products(model.word_embeddings)[1:]]
     )
     for layer in model.layers:
         counted += sum(product.flops for product in products(layer.ffn))
@@ -126,61 +199,72 @@ def _check_counted(model: GPT, seq_len: int) -> None:
         )
 
 
-def _ffn(layer: nn.Layer, tokens: int, chip: Chip) -> float:
-    first = products(layer.linear1)
-    hidden = tokens * first[-1].outer * first[-1].blocks
+def _divide_outputs(chain: Chain, cards: int) -> Chain:
+    return (*chain[:-1], replace(chain[-1], outer=chain[-1].outer // cards))
+
+
+def _divide_inputs(chain: Chain, cards: int) -> Chain:
+    return (replace(chain[0], inner=chain[0].inner // cards), *chain[1:])
+
+
+def _ffn(layer: LayerProducts, tokens: int, chip: Chip) -> float:
+    hidden = tokens * layer.linear1[-1].outer * layer.linear1[-1].blocks
     pieces = ELEMENT * hidden
     return (
-        _products([*first, *products(layer.linear2)], tokens, chip)
+        _products([*layer.linear1, *layer.linear2], tokens, chip)
         + _seconds(chip, lanes=GELU_FORWARD * hidden, traffic=2 * pieces)
         + _seconds(chip, lanes=GELU_BACKWARD * hidden, traffic=3 * pieces)
         + _seconds(chip, traffic=pieces)  # the gradient of the bias
     )
 
 
-def _attention(
-    config: GPTConfig, layer: nn.Layer, tokens: int, seq_len: int, chip: Chip, *, fused: bool
+def _scores(
+    config: GPTConfig, share: Share, tokens: int, seq_len: int, chip: Chip, *, fused: bool
 ) -> float:
-    heads, width = config.num_attention_heads, config.hidden_size
+    """What lies between the projections of an attention."""
+    heads, width = config.num_attention_heads, config.hidden_size // share.tensor
     flops = 3 * 4 * seq_len * width * tokens
-    projections = _products([*products(layer.qkv_proj), *products(layer.out_proj)], tokens, chip)
     if fused:
-        return projections + _seconds(chip, flops=flops, traffic=16 * ELEMENT * tokens * width)
+        return _seconds(chip, flops=flops, traffic=16 * ELEMENT * tokens * width)
     passes = SCORE_PASSES + (DROPOUT_PASSES if config.attention_probs_dropout_prob else 0)
     # Heads are split off and joined again, forward and backward: 4 D values read and written.
     copies = 16 * ELEMENT * tokens * width
     return (
-        projections
-        + _seconds(chip, flops=flops, side=width // heads)
-        + _seconds(chip, traffic=passes * ELEMENT * tokens * seq_len * heads)
+        _seconds(chip, flops=flops, side=config.hidden_size // heads)
+        + _seconds(chip, traffic=passes * ELEMENT * tokens * seq_len * heads // share.tensor)
         + _seconds(chip, traffic=copies)
     )
 
 
-def _head(config: GPTConfig, model: GPT, tokens: int, chip: Chip, *, fused: bool) -> float:
-    # The table of the embeddings is used a second time as the head, then transposed.
-    weights = products(model.word_embeddings)
-    lookup = _products(_lookup(model.word_embeddings), tokens, chip)
+def _table(
+    config: GPTConfig, table: Chain, tokens: int, chip: Chip, share: Share, *, fused: bool
+) -> float:
+    """The lookup in the table of the embeddings, and its second use as the head, transposed."""
+    rows = vocabulary_rows(config, share)
+    weights = (replace(table[0], inner=rows), *table[1:])
+    seconds = 0.0
+    if share.holds_embeddings():
+        # Of two factors, rows of the first one are only read.
+        seconds += _products(weights[1:], tokens, chip)
+    if not share.holds_head(config):
+        return seconds
     flops = 3 * tokens * sum(product.flops for product in weights)
     traffic = 3 * ELEMENT * sum(product.inner * product.outer for product in weights)
     side = min(min(product.inner, product.outer) for product in weights)
-    seconds = lookup + _seconds(chip, flops=flops, traffic=traffic, side=side)
+    seconds += _seconds(chip, flops=flops, traffic=traffic, side=side)
     if not fused:
-        seconds += _seconds(chip, traffic=LOGIT_BYTES * tokens * config.vocab_size)
+        seconds += _seconds(chip, traffic=LOGIT_BYTES * tokens * rows)
     return seconds
 
 
-def _lookup(table: nn.Layer) -> list[Product]:
-    """Return the products of a lookup: of two factors, rows of the first one are only read."""
-    return products(table)[1:]
-
-
-def _norms(config: GPTConfig, tokens: int, chip: Chip) -> float:
-    """Two norms and two residual sums a layer, each read and written forward and backward."""
+def _norms(
+    config: GPTConfig, tokens: int, chip: Chip, share: Share, *, count: int, last: int = 0
+) -> float:
+    """Norms, and a residual sum beside all but the last, read and written in both passes."""
     values = ELEMENT * tokens * config.hidden_size
-    norms = (2 * config.num_layers + 1) * 5 * values
-    sums = 2 * config.num_layers * 5 * values
-    return _seconds(chip, traffic=norms + sums)
+    if share.sequence:
+        values //= share.tensor
+    return _seconds(chip, traffic=(count + last) * 5 * values + count * 5 * values)
 
 
 def _products(chain: Iterable[Product], tokens: int, chip: Chip) -> float:

@@ -54,8 +54,8 @@ class Run:
     def create(cls, run_dir: Path, config: Config) -> Run:
         """Begin a new run; raises `UserError` if the folder holds one already."""
         refuse_existing(run_dir)
+        storage.make_folder(run_dir)
         with storage.explain_full_disk(run_dir):
-            run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / CHECKPOINTS_DIR).mkdir(exist_ok=True)
             storage.write_file(run_dir / CONFIG_FILE, dump_config(config))
             return cls(run_dir)

@@ -24,7 +24,7 @@ def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
         ("budget", _budget(blueprint)),
         *_stages(blueprint),
         ("learning rate", _learning_rate(blueprint)),
-        ("memory", _memory(blueprint)),
+        *_memory_rows(blueprint),
         ("checkpoints", _checkpoints(blueprint)),
     ]
     if blueprint.resume_from is not None:
@@ -73,12 +73,13 @@ def _data(blueprint: Blueprint) -> str:
 
 def _batch(blueprint: Blueprint) -> str:
     sizes, seq_len = blueprint.config.Data.batch_size, blueprint.config.Data.dataset.max_seq_len
-    local = blueprint.plan.batch_size
-    rounds = local // sizes.micro_batch_size
-    return (
-        f"{local * seq_len:,} tokens a step = {sizes.micro_batch_size} sequences x {seq_len} "
-        f"x {rounds} accumulated"
+    data = blueprint.config.Distributed.data_degree
+    rounds = blueprint.plan.batch_size // data // sizes.micro_batch_size
+    text = (
+        f"{blueprint.plan.batch_size * seq_len:,} tokens a step = {sizes.micro_batch_size} "
+        f"sequences x {seq_len} x {rounds} accumulated"
     )
+    return text if data == 1 else f"{text} x {data} data parallel"
 
 
 def _budget(blueprint: Blueprint) -> str:
@@ -89,10 +90,19 @@ def _budget(blueprint: Blueprint) -> str:
 
 
 def _stages(blueprint: Blueprint) -> list[tuple[str, str]]:
+    from fastffn_cli.engine.stages import STAGE1, STAGE2, Stages
+
     schedule, steps = blueprint.config.Schedule, blueprint.plan.max_steps
     if schedule.switch == "never":
         return []
-    text, begin, end = "", round(schedule.dense_start * steps), round(schedule.at * steps)
+    begin, end = schedule.dense_start_steps(steps), schedule.latest_switch(steps)
+    text = ""
+    if blueprint.resume_from is not None:
+        reached = Stages.resume(blueprint.resume_from.trainer.get("stages"))
+        if reached.stage == STAGE2:
+            return [("stages", f"dense since step {reached.changed_at:,}: the switch is over")]
+        if reached.stage == STAGE1:
+            begin = reached.changed_at
     if begin:
         text = f"dense to step {begin:,}, "
     if schedule.switch == "fraction":
@@ -101,7 +111,7 @@ def _stages(blueprint: Blueprint) -> list[tuple[str, str]]:
         first = max(begin, round(schedule.earliest * steps))
         text += f"stage 1 until {schedule.switch} ends it, at step {first:,} to {end:,}"
     saved = 1 - 1 / _flops_ratio(blueprint)
-    whole = 1 / (1 - (schedule.at - schedule.dense_start) * saved)
+    whole = 1 / (1 - (end - begin) / steps * saved)
     text += f", then dense · the whole run at most {whole:.3f} x faster than dense by FLOPs"
     return [("stages", f"{text} · handover {schedule.handover}")]
 
@@ -121,6 +131,14 @@ def _learning_rate(blueprint: Blueprint) -> str:
     if schedule.name != "constant":
         text += f" -> {schedule.min_lr:g} over {schedule.decay_steps:,} steps"
     return f"{text}, warm-up {schedule.warmup_steps:g} steps"
+
+
+def _memory_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
+    from fastffn_cli.distributed.plan_text import card_plan_rows
+
+    if blueprint.cards is not None:
+        return card_plan_rows(blueprint.cards)
+    return [("memory", _memory(blueprint))]
 
 
 def _memory(blueprint: Blueprint) -> str:

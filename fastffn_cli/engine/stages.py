@@ -26,6 +26,7 @@ from fastffn_cli.config.schema_training import ScheduleSection
 from fastffn_cli.engine.checkpoint import model_tensors, set_weights
 from fastffn_cli.engine.compatibility import PLANNED
 from fastffn_cli.engine.conversion import (
+    PROBE_LOGITS,
     Difference,
     Probe,
     compare,
@@ -149,15 +150,6 @@ def prepare_switch(session: Session) -> Switch:
     merged = copy.deepcopy(before)
     ffn.merge(merged)
     task = session.make_task(merged)
-    difference = _difference(session, task)
-    tolerance = HALF_TOLERANCE if precision.enabled else TOLERANCE
-    if not difference.relative <= tolerance:
-        raise MergeCheckFailed(
-            f"step {session.progress.step}: the merged model is another one: max |logit "
-            f"difference| {difference.logits:.3e} at logits up to {difference.scale:.3g}, over "
-            f"the tolerance {tolerance:g}",
-            hint="Merge the last checkpoint by hand: fastffn convert --dtype float64",
-        )
     lifts = schedule.handover == "lift"
     optimizer = _optimizer(session, merged)
     probes = _dense_gradients(session, task, optimizer) if lifts and schedule.probe_batches else {}
@@ -170,6 +162,15 @@ def prepare_switch(session: Session) -> Switch:
         model_after=merged,
     )
     _load(optimizer, merged, state)
+    difference = _difference(session, task)
+    tolerance = HALF_TOLERANCE if precision.enabled else TOLERANCE
+    if not difference.relative <= tolerance:
+        raise MergeCheckFailed(
+            f"step {session.progress.step}: the merged model is another one: max |logit "
+            f"difference| {difference.logits:.3e} at logits up to {difference.scale:.3g}, over "
+            f"the tolerance {tolerance:g}",
+            hint="Merge the last checkpoint by hand: fastffn convert --dtype float64",
+        )
     rates = start_rates(before, schedule.handover)
     return Switch(STAGE2, dense_config(session.planned), task, optimizer, rates, difference)
 
@@ -209,8 +210,7 @@ def prepare_stage1(session: Session) -> Switch:
 
 def dense_config(planned: Config) -> Config:
     """Return the configuration of a run's dense stages: that of a dense run, without a switch."""
-    dense = with_approximations(planned, DENSE)
-    return dense.model_copy(update={"Schedule": ScheduleSection()})
+    return with_approximations(planned, DENSE)
 
 
 def commit(session: Session, switch: Switch) -> None:
@@ -225,7 +225,7 @@ def commit(session: Session, switch: Switch) -> None:
 
 def dense_start_over(step: int, schedule: ScheduleSection, max_steps: int) -> str | None:
     """Say why the dense start ends after update `step`; None while it does not."""
-    steps = max(1, round(schedule.dense_start * max_steps))
+    steps = schedule.dense_start_steps(max_steps)
     return f"{steps} dense steps are made" if step >= steps else None
 
 
@@ -244,10 +244,15 @@ def _load(optimizer: AdamW, model: paddle.nn.Layer, state: Mapping[str, np.ndarr
 
 
 def _difference(session: Session, after: Task) -> Difference:
-    """Compare the session's model with another one on the first micro batch of the next step."""
-    size = session.config.Data.batch_size.micro_batch_size
-    batch = session.train.batch(session.progress.cursor, size)
-    probe = Probe(batch, "the next step's tokens")
+    """Compare the session's model with another one on the first tokens of the next step.
+
+    As many sequences as the logits of `PROBE_LOGITS` hold, at least one, at most a micro batch.
+    """
+    vocab_size = session.config.Model.vocab_size
+    assert vocab_size is not None, "a run's configuration is resolved"
+    rows = max(1, PROBE_LOGITS // (session.train.seq_len * vocab_size))
+    size = min(rows, session.config.Data.batch_size.micro_batch_size)
+    probe = Probe(session.train.batch(session.progress.cursor, size), "the next step's tokens")
     before, now = (_outputs(session, task, probe) for task in (session.task, after))
     return compare(before, now, probe)
 

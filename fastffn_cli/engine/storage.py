@@ -46,6 +46,20 @@ def explain_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, or find it there.
+
+    Raises `DiskFull`, or `UserError` where the system does not allow it.
+    """
+    try:
+        with explain_full_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be made: {error.strerror}", hint="Name another folder"
+        ) from error
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest folder at or above `path` that exists."""
     path = path.absolute()

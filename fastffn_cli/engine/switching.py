@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fastffn_cli.engine.switch_criteria import Asking, Blocked, Fork, Slope
+from fastffn_cli.engine.measured_criterion import Asking
+from fastffn_cli.engine.switch_criteria import Blocked, Fork, Slope
 from fastffn_cli.engine.switch_probes import fork_dense, held_out_loss, probe_gradients
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Criterion(Protocol):
         """Return what has been seen, as JSON."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned; what another criterion has seen is left alone."""
 
 
 class Fraction:
@@ -52,7 +53,7 @@ class Fraction:
 
     def switch_now(self, step: int) -> str | None:
         """Switch behind the last of the steps."""
-        return f"{self.steps} steps of stage 1 are made" if step >= self.steps else None
+        return f"stage 1 ends at step {self.steps}" if step >= self.steps else None
 
     def state(self) -> dict[str, Any]:
         """Nothing is kept."""
@@ -68,8 +69,7 @@ def build_criterion(session: Session) -> Criterion:
     Raises `KeyError` for a `switch` that none stands for, `never` included.
     """
     schedule, max_steps = session.planned.Schedule, session.plan.max_steps
-    # At least one step of either stage, however short the run is.
-    latest = min(max(1, round(schedule.at * max_steps)), max(1, max_steps - 1))
+    latest = schedule.latest_switch(max_steps)
     asking = Asking(
         earliest=max(1, round(schedule.earliest * max_steps)),
         latest=latest,

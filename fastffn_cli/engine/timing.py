@@ -120,8 +120,3 @@ def batch_size(config: Config) -> int:
     size = config.Data.batch_size.local_batch_size
     assert size is not None, "load_config derives it"
     return int(size)
-
-
-def tokens_per_step(config: Config) -> int:
-    """Tokens of one step."""
-    return batch_size(config) * config.Data.dataset.max_seq_len

@@ -20,7 +20,8 @@ from paddle import Tensor
 
 from fastffn_cli.errors import DataError, UserError
 from fastffn_cli.generation.sampling import SamplingOptions, pick_token, random_stream
-from models.gpt import GPT, MASKED, KVCache
+from models.gpt import GPT, MASKED
+from models.kv_cache import KVCache
 
 FinishReason = Literal["eos", "length"]
 OnToken = Callable[[int, int, int], None]  # prompt index, sequence index, token

@@ -180,9 +180,9 @@ def pair_rate(
     """Return κ, at whose multiple of the learning rate a dense update is as large as the factors'.
 
     An Adam step is sign-like: at rates η·rate_left and η·rate_right the product moves by
-    ΔA·B + A·ΔB, of root mean square η·√R·(rate_left·rms(B) + rate_right·rms(A)) at most, where a
-    dense step moves it by η. Both parts follow the same gradient, so that they add up rather than
-    cancel.
+    ΔA·B + A·ΔB, of root mean square about η·√R·(rate_left·rms(B) + rate_right·rms(A)), where a
+    dense step moves it by η: signs that do not go with the other factor's entries, and both parts
+    follow the same gradient, so that they add up rather than cancel.
     """
     rank = left_IR.shape[1]
     rms_left, rms_right = (

@@ -32,6 +32,7 @@ def run(arm, seed, losses, *, step_s=DENSE_SECONDS, budget="tokens", steps=STEPS
         final_loss=losses[-1],
         wall_seconds=steps * step_s * 1.1,
         switched_at=None,
+        dense_steps=0,
         problem=None,
         dir=OUT / "runs" / f"{arm}-{budget}-{seed}",
     )

@@ -51,11 +51,11 @@ class Clock:
         return subprocess.CompletedProcess(command, 0, json.dumps(answer), "")
 
 
-def measure(plan: Plan, run: Any) -> Calibration:
+def measure(plan: Plan, run: Any, **about: Any) -> Calibration:
     configs = {
         name: with_values(arm.config, {"Model.vocab_size": 257}) for name, arm in plan.arms.items()
     }
-    return calibrate(plan, configs, device="cpu", about=ABOUT, run=run)
+    return calibrate(plan, configs, device="cpu", about=ABOUT | about, run=run)
 
 
 def test_every_distinct_model_is_timed_once(load: Callable[..., Plan]) -> None:
@@ -78,6 +78,16 @@ def test_what_is_known_is_not_timed_again(load: Callable[..., Plan]) -> None:
     plan = load()
     first = measure(plan, Clock(dense=[1.0], low_rank=[0.5]))
     assert measure(plan, None) == first == read_calibration(plan.out_dir)
+
+
+def test_seconds_of_another_machine_are_kept_with_a_warning(
+    load: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = load()
+    first = measure(plan, Clock(dense=[1.0], low_rank=[0.5]))
+    assert "timed on" not in capsys.readouterr().err
+    assert measure(plan, None, machine="gpu:0") == first
+    assert "timed on cpu" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_later_arm_is_timed_beside_the_baseline_and_counts_by_their_ratio(

@@ -90,6 +90,20 @@ def test_what_a_resumed_run_did_again_counts_once(tmp_path: Path) -> None:
     assert history.wall_seconds == pytest.approx(12 + 3)
 
 
+def test_a_switch_behind_the_last_checkpoint_is_made_again_and_counts_once(tmp_path: Path) -> None:
+    run_dir = write(
+        tmp_path,
+        START,
+        {"event": "switch", "step": 5, "stage": "stage2", "seconds": 9.0, "time": 111.0},
+        {"event": "resume", "step": 5, "time": 200.0},
+        {"event": "switch", "step": 5, "stage": "stage2", "seconds": 1.0, "time": 201.0},
+        {"event": "end", "step": 8, "time": 203.0},
+    )
+    history = read_history(run_dir, dense_first=False)
+    assert history.changes == ((0, False), (5, True))
+    assert history.extra == ((5, 1.0),)
+
+
 def test_a_diverged_run_is_over_at_its_step(tmp_path: Path) -> None:
     run_dir = write(tmp_path, START, {"event": "diverged", "step": 7, "time": 101.0})
     history = read_history(run_dir, dense_first=False)

@@ -57,7 +57,9 @@ def full_comparison():
         for seed in (1, 2, 3)
     ]
     narrow = cheap((2.9, 3.01, 3.1), sweep=sweep, at_edge=True, learning_rate=3e-3)
-    narrow = replace(narrow, runs=tuple(replace(each, switched_at=50) for each in narrow.runs))
+    narrow = replace(
+        narrow, runs=tuple(replace(each, switched_at=50, dense_steps=50) for each in narrow.runs)
+    )
     return results(
         dense(), narrow, downstream=tuple(downstream), downstream_data="wikitext-2-tokens"
     )

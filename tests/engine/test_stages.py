@@ -15,6 +15,7 @@ import pytest
 
 from fastffn_cli.app import main
 from fastffn_cli.config.ffn import FFN_KINDS
+from fastffn_cli.config.load import parse_config_file
 from fastffn_cli.config.rules_schedule import FROM_DENSE_WEIGHTS, WITHOUT_DENSE_FORM
 from fastffn_cli.config.schema_training import ScheduleSection
 from fastffn_cli.engine.run import read_metrics, series, steps_of
@@ -137,6 +138,51 @@ def test_a_run_stopped_at_the_switch_switches_when_it_goes_on(
     assert code == 143
     run_to_end(place, *TWELVE, "--resume")
     assert_same_state(straight.run_dir / LAST, place.run_dir / LAST)
+
+
+@pytest.mark.slow
+def test_a_stage_1_checkpoint_converts_to_one_that_opens(
+    straight: Workplace, tmp_path: Path
+) -> None:
+    out = tmp_path / "dense"
+    stage1 = straight.run_dir / "checkpoints/step-00000004"
+    done = straight.run_fastffn("convert", stage1, "--out", out)
+    assert done.returncode == 0, done.stderr
+    shown = straight.run_fastffn("eval", out, "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert parse_config_file(out / "config.yaml").Schedule == ScheduleSection()
+
+
+def test_the_run_card_tells_the_stages_that_are_left(
+    straight: Workplace, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_to_end(straight, *TWELVE, "--dry-run")
+    assert "stage 1 to step 6, then dense" in flat(capfd.readouterr().out)
+    run_to_end(straight, *TWELVE, "--dry-run", "--resume")
+    assert "dense since step 6: the switch is over" in flat(capfd.readouterr().out)
+
+
+def flat(text: str) -> str:
+    """A card's text without its frame and line breaks."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_a_run_without_a_step_for_each_stage_is_refused(workplace: Workplace, fastffn: Any) -> None:
+    with workplace.config_file.open("a", encoding="utf-8") as file:
+        file.write(SCHEDULE)
+    result = fastffn("pretrain", "-c", "tiny.yaml", "-o", "Engine.max_steps=1")
+    assert result.code == 2
+    assert "1 steps are too few for 2 stages" in result.err
+
+
+@pytest.mark.parametrize("max_steps", [2, 3, 7, 1000])
+@pytest.mark.parametrize("dense_start", [0.0, 0.3])
+@pytest.mark.parametrize("at", [0.001, 0.31, 0.5, 0.999])
+def test_every_stage_has_a_step(max_steps: int, dense_start: float, at: float) -> None:
+    schedule = ScheduleSection(switch="fraction", at=at, dense_start=dense_start)
+    if max_steps >= schedule.fewest_steps():
+        begin, end = schedule.dense_start_steps(max_steps), schedule.latest_switch(max_steps)
+        assert begin < end < max_steps
 
 
 @pytest.mark.slow

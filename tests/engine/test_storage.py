@@ -134,3 +134,9 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     storage.write_file(file, "step-2\n")
     assert file.read_text(encoding="utf-8") == "step-2\n"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/run cannot be made: "):
+        storage.make_folder(tmp_path / "file" / "run")

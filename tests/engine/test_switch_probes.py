@@ -18,11 +18,11 @@ from fastffn_cli.engine import switch_probes
 from fastffn_cli.engine.blueprint import draw_blueprint
 from fastffn_cli.engine.checkpoint import model_tensors
 from fastffn_cli.engine.device import use_device
+from fastffn_cli.engine.measured_criterion import Measured
 from fastffn_cli.engine.run import read_metrics, series
 from fastffn_cli.engine.session import Session
 from fastffn_cli.engine.stages import commit, prepare_switch
 from fastffn_cli.engine.step import TrainStep
-from fastffn_cli.engine.switch_criteria import Measured
 from fastffn_cli.engine.switch_probes import (
     blocked_shares,
     fork_dense,

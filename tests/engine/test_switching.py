@@ -12,15 +12,8 @@ import pytest
 
 from fastffn_cli.config.load import load_config
 from fastffn_cli.engine.loss_curve import MOST_POINTS, LossCurve
-from fastffn_cli.engine.switch_criteria import (
-    FEWEST_RATIOS,
-    STALE,
-    Asking,
-    Blocked,
-    Fork,
-    Measured,
-    Slope,
-)
+from fastffn_cli.engine.measured_criterion import Asking, Measured
+from fastffn_cli.engine.switch_criteria import FEWEST_RATIOS, STALE, Blocked, Fork, Slope
 from fastffn_cli.engine.switch_probes import DenseFork, GradientProbe
 from fastffn_cli.engine.switching import Fraction
 from tests.conftest import Workplace
@@ -169,6 +162,20 @@ def test_a_restored_criterion_decides_as_the_first_would_have(name: str, stop: i
     assert cut.advance(second) == told
     assert (cut.step, cut.forks) == (straight.step, straight.forks)
     assert second.last_check == uninterrupted.last_check
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_criterion_begins_anew_where_another_one_was_asked_before(name: str) -> None:
+    run = Simulation()
+    criterion = MAKERS[name](run)
+    fresh = criterion.state()
+    for other, make in MAKERS.items():
+        if other != name:
+            before = make(Simulation())
+            before.asked, before.in_a_row = 7, 2
+            criterion.load_state(before.state())
+    criterion.load_state(Fraction(5).state())
+    assert criterion.state() == fresh
 
 
 @pytest.mark.parametrize("name", MAKERS)
