@@ -119,10 +119,16 @@ def _save_plot(curves: dict[str, list[tuple[int, float]]], file: Path, title: st
 
 
 def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
+    from fastffn_cli.config.ffn import describe_approximations
+
     planned = run["planned_steps"]
     rows = [
         ("run", f"{run['path']} ({run['stage'] or 'stage unknown'}, {run['state']})"),
         ("model", _model_text(run)),
+        *(
+            ("switch", f"step {each['step']:,}: {describe_approximations(each)} ({each['reason']})")
+            for each in run["switches"]
+        ),
         ("device", run["device"] or "unknown"),
         ("steps", f"{run['steps']:,} of {planned:,}" if planned else f"{run['steps']:,}"),
         ("tokens", f"{run['tokens']:,}"),

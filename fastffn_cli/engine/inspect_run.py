@@ -18,7 +18,8 @@ BEGINNINGS = ("start", "resume")
 def describe_run(run_dir: Path) -> dict[str, Any]:
     """Describe a run as plain JSON values.
 
-    Keys: kind, path, model, ffn, attention_rank, embedding_rank, stage, state (finished,
+    Keys: kind, path, model, ffn, attention_rank, embedding_rank, switches (step, reason and the
+    parts of the model from there, of each change of stage), stage, state (finished,
     unfinished, diverged or begun), steps, planned_steps, tokens, loss, best_loss, eval (list of
     step, loss, ppl, ...), best_eval, tokens_per_s (median over the logged steps, None before the
     second), wall_s (all processes of the run together), processes, checkpoints (name, step, bytes,
@@ -36,6 +37,7 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
         "kind": "run",
         "path": str(run_dir),
         **_configured(run_dir),
+        "switches": _switches(records),
         "stage": begun.get("stage"),
         "state": _state(records, losses, begun.get("max_steps")),
         "steps": losses[-1][0] if losses else 0,
@@ -88,6 +90,15 @@ def _state(
         return "begun"
     # Between two steps a living run looks like a stopped one: only the planned end is certain.
     return "finished" if planned is not None and losses[-1][0] >= planned else "unfinished"
+
+
+def _switches(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the changes of stage; of one that a resumed run made again, the last."""
+    made = {record["step"]: record for record in records if record.get("event") == "switch"}
+    return [
+        {"step": step, "reason": made[step].get("reason"), **made[step].get("after", {})}
+        for step in sorted(made)
+    ]
 
 
 def _best(points: list[tuple[int, float]]) -> dict[str, Any] | None:

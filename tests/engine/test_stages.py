@@ -140,6 +140,16 @@ def test_a_run_stopped_at_the_switch_switches_when_it_goes_on(
     assert_same_state(straight.run_dir / LAST, place.run_dir / LAST)
 
 
+def test_inspect_tells_the_switch(straight: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(SystemExit) as ended,
+        mock.patch("sys.argv", ["fastffn", "inspect", str(straight.run_dir)]),
+    ):
+        main()
+    assert not ended.value.code
+    assert "step 6: FFN dense (stage 1 ends at step 6)" in flat(capfd.readouterr().out)
+
+
 @pytest.mark.slow
 def test_a_stage_1_checkpoint_converts_to_one_that_opens(
     straight: Workplace, tmp_path: Path
