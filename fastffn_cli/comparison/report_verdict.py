@@ -204,6 +204,11 @@ def _caveats(results: Results, pick: str | None = None) -> str:
 
 def _blurred_times(arm: ArmResult) -> str:
     stage1, dense = arm.stage1_step, arm.dense_step
+    if stage1.low == stage1.high or dense.low == dense.high:
+        return (
+            " But its steps were timed in one round only, which says nothing of their spread: set "
+            "calibration.rounds to 9 and time them again."
+        )
     if max(stage1.low, dense.low) > min(stage1.high, dense.high):
         return ""
     return (

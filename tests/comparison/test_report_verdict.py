@@ -155,6 +155,13 @@ def test_a_pick_on_step_times_that_overlap_is_made_with_a_warning():
     assert "hard to tell apart (stage 1 1 to 1.95 s, dense 1.9 to 2.1 s" in verdict.sentence
 
 
+def test_a_pick_on_step_times_of_one_round_is_made_with_a_warning():
+    once = replace(cheap((2.9, 3.01, 3.1)), stage1_step=StepTime(1.5, 1.5, 1.5))
+    verdict = judge(results(dense(DENSE), once))
+    assert verdict.pick == "narrow"
+    assert "timed in one round only" in verdict.sentence
+
+
 def test_equal_arms_are_undecided_almost_always():
     import numpy as np
 
