@@ -90,6 +90,7 @@ def _budget(blueprint: Blueprint) -> str:
 
 
 def _stages(blueprint: Blueprint) -> list[tuple[str, str]]:
+    from fastffn_cli.engine.roofline import whole_run_speedup
     from fastffn_cli.engine.stages import STAGE1, STAGE2, Stages
 
     schedule, steps = blueprint.config.Schedule, blueprint.plan.max_steps
@@ -110,8 +111,7 @@ def _stages(blueprint: Blueprint) -> list[tuple[str, str]]:
     else:
         first = max(begin, round(schedule.earliest * steps))
         text += f"stage 1 until {schedule.switch} ends it, at step {first:,} to {end:,}"
-    saved = 1 - 1 / _flops_ratio(blueprint)
-    whole = 1 / (1 - (end - begin) / steps * saved)
+    whole = whole_run_speedup(_flops_ratio(blueprint), (end - begin) / steps)
     text += f", then dense · the whole run at most {whole:.3f} x faster than dense by FLOPs"
     return [("stages", f"{text} · handover {schedule.handover}")]
 
