@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from fastffn_cli.config.dialect_reading import Given, Rank, Reading, comparable
+from fastffn_cli.config.dialect_reading import Given, Rank, Reading, contradiction
 from fastffn_cli.config.dialect_spelling import (
     WRAPPERS,
     Form,
@@ -53,7 +53,7 @@ class _Walk:
         assert isinstance(kept, Branch)
         self.reading.tree = kept
         for target, candidates in self.wanted.items():
-            self.settle(target, candidates)
+            self.reading.settle(target, candidates)
         return self.reading
 
     def branch(self, path: Path, branch: Branch) -> Branch | None:
@@ -166,52 +166,11 @@ class _Walk:
         reading.seen[dotted] = latest
         if rule.with_others:
             if ranks[0] == ranks[1] and other.leaf.value != given.leaf.value:
-                self.complain(given.leaf, _contradiction(other, given, dotted))
+                self.complain(given.leaf, contradiction(other, given, dotted))
             reading.tell(earlier.source, None, earlier.leaf, f"{latest.source} decides")
-
-    def settle(self, target: str, candidates: list[Given]) -> None:
-        """Let the latest layer decide about one key of the schema."""
-        reading = self.reading
-        node = reading.tree.find(tuple(target.split(".")))
-        if isinstance(node, Leaf):
-            candidates = [*candidates, Given(target, node)]
-
-        def weight(given: Given) -> tuple[Rank, bool]:
-            return reading.ranks(given.leaf.origin), not given.blank
-
-        winner = max(candidates, key=weight)
-        reading.decided[target] = winner.source
-        if not reading.place(target, winner.leaf):
-            return  # the value that stands in the way is reported by the schema
-        for given in candidates:
-            leaf = given.leaf
-            if given is winner or given.blank:
-                continue
-            same_layer = reading.ranks(leaf.origin) == reading.ranks(winner.leaf.origin)
-            equal = comparable(target, leaf.value) == comparable(target, winner.leaf.value)
-            if same_layer and not equal:
-                self.complain(leaf, _contradiction(given, winner, target))
-            elif equal:
-                reading.tell(given.source, target, leaf, f"as {winner.source} says")
-            else:
-                reading.tell(given.source, None, leaf, f"{winner.leaf.origin} decides")
-        changed = winner.written is not None
-        if changed or (winner.source != target and winner.leaf.value is not None):
-            reading.tell(winner.source, target, winner.leaf, winner.why, winner.written)
 
     def complain(self, node: Leaf | Branch, text: str) -> None:
         self.reading.problems.append(Problem(node.origin, text))
-
-
-def _contradiction(one: Given, other: Given, target: str) -> str:
-    """Name both places; an override that holds a block has no lines."""
-    pair = sorted((one, other), key=lambda given: given.leaf.origin.line or 0)
-    said = [
-        f"'{given.source}' is {given.shown()}"
-        + (f" (line {given.leaf.origin.line})" if given.leaf.origin.line else "")
-        for given in pair
-    ]
-    return f"{' and '.join(said)}, and both mean {target}: keep one of the two"
 
 
 def _is_value(dotted: str) -> bool:

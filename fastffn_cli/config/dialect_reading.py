@@ -142,6 +142,35 @@ class Reading:
         """Add a line to the story of the keys."""
         self.moves.append(Move(source, target, leaf.value, why, leaf.origin, written))
 
+    def settle(self, target: str, candidates: list[Given]) -> None:
+        """Let the latest layer decide about one key of the schema."""
+        node = self.tree.find(tuple(target.split(".")))
+        if isinstance(node, Leaf):
+            candidates = [*candidates, Given(target, node)]
+
+        def weight(given: Given) -> tuple[Rank, bool]:
+            return self.ranks(given.leaf.origin), not given.blank
+
+        winner = max(candidates, key=weight)
+        self.decided[target] = winner.source
+        if not self.place(target, winner.leaf):
+            return  # the value that stands in the way is reported by the schema
+        for given in candidates:
+            leaf = given.leaf
+            if given is winner or given.blank:
+                continue
+            same_layer = self.ranks(leaf.origin) == self.ranks(winner.leaf.origin)
+            equal = comparable(target, leaf.value) == comparable(target, winner.leaf.value)
+            if same_layer and not equal:
+                self.problems.append(Problem(leaf.origin, contradiction(given, winner, target)))
+            elif equal:
+                self.tell(given.source, target, leaf, f"as {winner.source} says")
+            else:
+                self.tell(given.source, None, leaf, f"{winner.leaf.origin} decides")
+        changed = winner.written is not None
+        if changed or (winner.source != target and winner.leaf.value is not None):
+            self.tell(winner.source, target, winner.leaf, winner.why, winner.written)
+
     def explain(self, key: str, why: str) -> None:
         """Say what a key of the schema means here, behind what is told of it already."""
         for index, move in enumerate(self.moves):
@@ -183,6 +212,17 @@ class Reading:
     def title(self) -> str:
         """The form in words."""
         return TITLES[self.form]
+
+
+def contradiction(one: Given, other: Given, target: str) -> str:
+    """Name both places of two values; an override that holds a block has no lines."""
+    pair = sorted((one, other), key=lambda given: given.leaf.origin.line or 0)
+    said = [
+        f"'{given.source}' is {given.shown()}"
+        + (f" (line {given.leaf.origin.line})" if given.leaf.origin.line else "")
+        for given in pair
+    ]
+    return f"{' and '.join(said)}, and both mean {target}: keep one of the two"
 
 
 def comparable(target: str, value: Any) -> Any:

@@ -51,8 +51,11 @@ def report_dialect(reading: Reading, review: Review, source: str) -> tuple[Diale
         elif origin.given and _asks(key, reading.value(key)):
             text = f"{key} is accepted and has no effect: {reason}"
             notices.append(Problem(origin, text))
-    overridden = [move for move in moves if move.origin.kind == "override" and move.counts]
-    notices += [Problem(move.origin, f"is read as {_assignment(move)}") for move in overridden]
+    for move in moves:
+        if move.origin.kind == "override" and move.counts:
+            notices.append(Problem(move.origin, f"is read as {_assignment(move)}"))
+        elif move.origin.kind == "override" and move.target is None:
+            notices.append(Problem(move.origin, f"is accepted and has no effect: {move.why}"))
     ordered = _in_order(moves, source)
     written = [move for move in ordered if move.origin.kind == "file"]
     summary = _summarise(reading, written, source)

@@ -18,7 +18,7 @@ from fastffn_cli.config.keys import all_keys, leaf_keys, sections
 from fastffn_cli.config.yaml_tree import Branch
 
 Form = Literal[
-    "fastffn", "fleetx-2022-08", "ppfleetx", "ppfleetx-transformer", "fleetx-2022-07"
+    "fastffn", "fleetx-2022-08", "ppfleetx", "ppfleetx-transformer", "fleetx-2022-07", "mindformers"
 ]  # fmt: skip
 TITLES: dict[Form, str] = {
     "fastffn": "fastffn",
@@ -26,6 +26,7 @@ TITLES: dict[Form, str] = {
     "ppfleetx": "ppfleetx (2023)",
     "ppfleetx-transformer": "ppfleetx examples/transformer (2023)",
     "fleetx-2022-07": "FleetX (July 2022)",
+    "mindformers": "MindFormers",
 }
 # The later of two forms names a file: examples/transformer has all of ppfleetx's keys.
 ORDER: tuple[Form, ...] = tuple(TITLES)

@@ -34,7 +34,7 @@ class Foreign:
 
 _SHUFFLED = "batches are shuffled by Global.seed; every batch is whole"
 _LOADED = "batches are read from the mapped token files, without worker processes"
-_SAME_ATTENTION = "attention is computed in one way; the mathematics is the same"
+_SAME_ATTENTION = "Model.use_flash_attn decides; the mathematics is the same"
 _TENSOR_PARALLEL = "it belongs to tensor parallelism"
 _PIPELINE = "it belongs to pipeline parallelism"
 _SHARDING = "it belongs to sharded optimizer states"
@@ -50,6 +50,7 @@ _MOVED = {
     "Global.local_batch_size": "Data.batch_size.local_batch_size",
     "Global.micro_batch_size": "Data.batch_size.micro_batch_size",
     "Engine.use_recompute": "Model.use_recompute",
+    "Model.sequence_parallel": "Distributed.sequence_parallel",
     "Optimizer.beta1": "Optimizer.adam_beta1",
     "Optimizer.beta2": "Optimizer.adam_beta2",
     "Optimizer.epsilon": "Optimizer.adam_epsilon",
@@ -89,12 +90,8 @@ _WITHOUT_EFFECT = {
     "the scores are the same numbers; FleetX guards float16 against overflow with it": (
         "Model.scale_qk_by_layer_num",
     ),
-    _TENSOR_PARALLEL: (
-        "Model.sequence_parallel",
-        "Distributed.fuse_sequence_parallel_allreduce",
-    ),
+    _TENSOR_PARALLEL: ("Distributed.fuse_sequence_parallel_allreduce",),
     _SAME_ATTENTION: (
-        "Model.use_flash_attn",
         "Model.use_memory_attn",
         "Model.fused_softmax_with_triangular",
     ),

@@ -1,4 +1,8 @@
-"""Files on files: `_base_`, `_inherited_`, and how one layer of settings covers another."""
+"""Files on files: `_base_`, `_inherited_`, and how one layer of settings covers another.
+
+MindFormers' files name theirs as `base_config`: a later one replaces whole blocks of an earlier
+one, and the file itself covers them key by key.
+"""
 
 from __future__ import annotations
 
@@ -46,29 +50,33 @@ class LayerReader:
     def _finish(self, text: str, name: str, folder: Path, chain: tuple[Path, ...]) -> Branch:
         tree = read_tree(text, name, self.problems)
         bases = tree.entries.pop("_base_", None)
+        parts = tree.entries.pop("base_config", None)
         self._check_inherited(tree, "")
         self._lift_sections(tree)
         merged = Branch(tree.origin)
-        for base, origin in self._base_names(bases):
-            if layer := self._read_base(base, origin, folder, chain):
+        for base, origin in self._base_names(bases, "_base_"):
+            if layer := self._read_base(base, origin, folder, chain, "_base_"):
                 merged = cover(merged, layer)
+        for part, origin in self._base_names(parts, "base_config"):
+            if layer := self._read_base(part, origin, folder, chain, "base_config"):
+                merged = Branch(layer.origin, {**merged.entries, **layer.entries})
         self.layers.append(name)
         return cover(merged, tree)
 
-    def _base_names(self, node: Leaf | Branch | None) -> list[tuple[str, Origin]]:
+    def _base_names(self, node: Leaf | Branch | None, key: str) -> list[tuple[str, Origin]]:
         if node is None or (isinstance(node, Leaf) and node.value is None):
             return []
         value = node.value if isinstance(node, Leaf) else None
         names = value if isinstance(value, list) else [value]
         if not all(isinstance(name, str) and name for name in names):
             self.problems.append(
-                Problem(node.origin, "'_base_' must be a file or a list of files, relative to this")
+                Problem(node.origin, f"'{key}' must be a file or a list of files, relative to this")
             )
             return []
         return [(str(name), node.origin) for name in names]
 
     def _read_base(
-        self, base: str, origin: Origin, folder: Path, chain: tuple[Path, ...]
+        self, base: str, origin: Origin, folder: Path, chain: tuple[Path, ...], key: str
     ) -> Branch | None:
         path = folder / Path(base).expanduser()
         if not path.is_file() and Path(base).name == base:
@@ -78,13 +86,13 @@ class LayerReader:
                 path = folder / base
         if not path.is_file():
             self.problems.append(
-                Problem(origin, f"'_base_' names {show_path(path)}, and there is no such file")
+                Problem(origin, f"'{key}' names {show_path(path)}, and there is no such file")
             )
             return None
         if path.resolve() in chain:
             loop = " -> ".join(show_path(item) for item in (*chain, path))
             self.problems.append(
-                Problem(origin, f"'_base_' goes round in a circle: {loop}. Remove one of them")
+                Problem(origin, f"'{key}' goes round in a circle: {loop}. Remove one of them")
             )
             return None
         return self.read_file(path, chain)

@@ -56,6 +56,7 @@ class FleetX:
 
     name = "fleetx"
     title = "FleetX"
+    activations = ("gelu",)
 
     def recognise(self, path: Path) -> bool:
         """Whether there is a pickle with the names of a GPT, or one that hides what it is."""

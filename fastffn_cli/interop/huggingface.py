@@ -54,6 +54,7 @@ class HuggingFace:
 
     name = "hf"
     title = "Hugging Face GPT-2"
+    activations = ("gelu", "fast_gelu")
 
     def recognise(self, path: Path) -> bool:
         """Whether config.json says gpt2 or, where it does not say, the tensors have its names.

@@ -19,6 +19,8 @@ LAYER_NORM_EPSILON = 1e-5
 TANH_GELUS = (
     "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh",
 )  # fmt: skip
+# Theirs and ours of the other activation.
+QUICK_GELU, FAST_GELU = "quick_gelu", "fast_gelu"
 # Their key, ours, and what a file without the key means.
 SIZES = (
     ("vocab_size", "vocab_size", 50257),
@@ -52,6 +54,8 @@ def read_model_section(
         problems.append(f"n_head {heads} does not divide n_embd {sizes['hidden_size']}")
     model[HEADS[1]] = heads
     _check_function(config, problems)
+    if config.get("activation_function") == QUICK_GELU:
+        model["hidden_act"] = FAST_GELU
     residual = _fraction(config, "resid_pdrop", problems)
     embedding = _fraction(config, "embd_pdrop", problems)
     model["hidden_dropout_prob"] = residual
@@ -82,10 +86,10 @@ def _check_sizes(config: Mapping[str, Any], sizes: Mapping[str, int], problems: 
 def _check_function(config: Mapping[str, Any], problems: list[str]) -> None:
     """List what makes the model another function than a GPT of this program."""
     activation = config.get("activation_function", "gelu_new")
-    if activation not in TANH_GELUS:
+    if activation not in (*TANH_GELUS, QUICK_GELU):
         problems.append(
             f"activation_function is {activation!r}; only the tanh form of GELU is computed "
-            f"({', '.join(TANH_GELUS)})"
+            f"({', '.join(TANH_GELUS)}), and {QUICK_GELU}"
         )
     epsilon = config.get("layer_norm_epsilon", LAYER_NORM_EPSILON)
     if not _is_number(epsilon) or not math.isclose(epsilon, LAYER_NORM_EPSILON, rel_tol=1e-6):
@@ -132,7 +136,7 @@ def write_config(model: ModelSection, eos_id: int | None) -> dict[str, Any]:
         "n_inner": None if wide in (None, 4 * model.hidden_size) else wide,
         "n_positions": model.max_position_embeddings,
         "n_ctx": model.max_position_embeddings,
-        "activation_function": "gelu_new",
+        "activation_function": QUICK_GELU if model.hidden_act == FAST_GELU else "gelu_new",
         "layer_norm_epsilon": LAYER_NORM_EPSILON,
         "initializer_range": model.initializer_range,
         "resid_pdrop": model.hidden_dropout_prob,

@@ -8,4 +8,6 @@ from __future__ import annotations
 from fastffn_cli.interop.mindspore import MindSpore
 from fastffn_cli.interop.mindspore_names import MINDFORMERS
 
-SYSTEM = MindSpore("mindformers", "MindFormers GPT-2", MINDFORMERS, ("dense",))
+SYSTEM = MindSpore(
+    "mindformers", "MindFormers GPT-2", MINDFORMERS, ("dense",), ("gelu", "fast_gelu")
+)

@@ -50,7 +50,15 @@ GLOBAL_STEP = "global_step"
 class MindSpore:
     """GPTs in .ckpt files; what is written has the names of `naming`."""
 
-    def __init__(self, name: str, title: str, naming: Naming, kinds: Collection[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        naming: Naming,
+        kinds: Collection[str],
+        activations: Collection[str] = ("gelu",),
+    ) -> None:
+        self.activations = activations
         self.name = name
         self.title = title
         self.naming = naming
@@ -83,6 +91,11 @@ class MindSpore:
         )
         step, step_notice = _find_step(file, contents.tensors)
         kind = model["ffn"]
+        if kind["kind"] == "dense":
+            notices.append(
+                "a .ckpt does not tell its activation, and gelu is taken: add "
+                "-o Model.hidden_act=fast_gelu for MindFormers' GPT2-13B and 52B"
+            )
         shown = f"FastFFN of rank {kind['rank']}" if kind["kind"] == "low_rank" else "dense"
         return Opened(
             title=f"MindSpore GPT, {shown}, {file.name}",
@@ -156,6 +169,8 @@ def _remarks(model: ModelSection) -> list[str]:
         f"num_layers={model.num_layers}, num_heads={model.num_attention_heads}, "
         f"seq_length={model.max_position_embeddings}"
     ]
+    if model.hidden_act != "gelu":
+        notices.append(f"the model that loads it needs hidden_act={model.hidden_act}, too")
     if rank != ORIGINAL_RANK:
         notices.append(
             f"the original FastFFN has the rank {ORIGINAL_RANK} in its code; set it to {rank} there"

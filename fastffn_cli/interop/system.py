@@ -62,10 +62,14 @@ def loss_of_masked_token(title: str, model: ModelSection) -> list[str]:
 
 
 class System(Protocol):
-    """A family of checkpoints: how to know one, read one and write one."""
+    """A family of checkpoints: how to know one, read one and write one.
+
+    `activations` are those of `Model.hidden_act` that its programs compute.
+    """
 
     name: str
     title: str
+    activations: Collection[str]
 
     def recognise(self, path: Path) -> bool:
         """Whether `path`, a file or a folder, holds a checkpoint of this system, by its content.

@@ -37,6 +37,13 @@ def write_foreign(
                 f"{system.title} has whole matrices only, and Model.{name} is {rank} here",
                 hint="Merge the factors first: add --to dense",
             )
+    activation = config.Model.hidden_act
+    if activation not in system.activations:
+        raise UserError(
+            f"{system.title} computes {' and '.join(system.activations)}, and Model.hidden_act is "
+            f"{activation} here: there these weights would be another model's",
+            hint="--format hf and --format mindformers carry it",
+        )
     tensors = split_tensors(system.rules(config.Model, ()), weights)
     storage.check_room(final_dir, sum(tensor.nbytes for tensor in tensors.values()) + (1 << 20))
     with storage.new_folder(final_dir, manifest=False) as folder:

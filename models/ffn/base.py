@@ -5,7 +5,9 @@ Shape legend: B batch, T time, D hidden_size, F ffn_hidden_size, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,17 +17,35 @@ from paddle.nn import functional
 from models.ffn.parameters import to_float64
 
 
+def fast_gelu(x: Tensor) -> Tensor:
+    """Return x·sigmoid(1.702·x), elementwise: MindSpore's `fast_gelu`, Hugging Face's `quick_gelu`.
+
+    Hendrycks and Gimpel 2016 (arXiv:1606.08415). Written as swish(1.702·x) / 1.702, which keeps one
+    tensor for the backward pass where the product would keep two. (`functional.silu` is the same
+    function, and its gradient is NaN below -88 in Paddle 3.3.)
+    """
+    return functional.swish(x * 1.702) / 1.702
+
+
+# What stands between the two matrices, by the name that `Model.hidden_act` uses.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": partial(functional.gelu, approximate=True),
+    "fast_gelu": fast_gelu,
+}
+
+
 class NotMergeable(TypeError):
     """The layer cannot be turned into a dense feed-forward that computes the same function."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the dense feed-forward that a kind stands for; `init_std` is its initial spread."""
+    """The dense feed-forward that a kind stands for: sizes, initial spread, name of activation."""
 
     hidden_size: int
     ffn_hidden_size: int
     init_std: float = 0.02
+    activation: str = "gelu"
 
 
 @dataclass(frozen=True)
@@ -44,10 +64,11 @@ class Cost:
 
 
 class FFN(nn.Layer):
-    """`linear2(gelu(linear1(x)))` with the tanh form of GELU, as GPT-2, FleetX and FastFFN have it.
+    """`linear2(activation(linear1(x)))`; `activation` is a name of `ACTIVATIONS`.
 
-    A kind sets `kind`, `Options` (a frozen dataclass whose fields are the YAML keys of `Model.ffn`)
-    and builds `linear1` and `linear2` in its own way.
+    `gelu` is the tanh form of GELU, as GPT-2, FleetX and FastFFN have it. A kind sets `kind`,
+    `Options` (a frozen dataclass whose fields are the YAML keys of `Model.ffn`) and builds
+    `linear1` and `linear2` in its own way. Raises `ValueError` for an unknown activation.
     """
 
     kind: ClassVar[str]
@@ -57,9 +78,20 @@ class FFN(nn.Layer):
     linear1: nn.Layer
     linear2: nn.Layer
 
+    def __init__(self, shape: Shape, options: Any) -> None:
+        super().__init__()
+        if shape.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"unknown activation '{shape.activation}'; there are {known}")
+        self.activation = shape.activation
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
-        return self.linear2(functional.gelu(self.linear1(x_BTD), approximate=True))
+        return self.linear2(self.activate(self.linear1(x_BTD)))
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """Apply the activation to hidden units of any shape."""
+        return ACTIVATIONS[self.activation](hidden)
 
     @classmethod
     def cost(cls, shape: Shape, options: Any) -> Cost:

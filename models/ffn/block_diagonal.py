@@ -17,7 +17,6 @@ from typing import Literal
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.nn import functional
 
 from models.ffn.base import Cost, Shape
 from models.ffn.blocks import (
@@ -133,7 +132,7 @@ class BlockDiagonalFFN(BlockFFN):
         would cost as much as the products do.
         """
         hidden_bNf = self.linear1.multiply(split_columns(x_BTD, self.linear1.blocks))
-        y_bNd = self.linear2.multiply(functional.gelu(hidden_bNf, approximate=True))
+        y_bNd = self.linear2.multiply(self.activate(hidden_bNf))
         return join_columns(y_bNd, x_BTD.shape[:-1])
 
     @classmethod

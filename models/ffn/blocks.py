@@ -122,7 +122,7 @@ class BlockFFN(FFN):
     Linear: ClassVar[type[BlockLinear]]
 
     def __init__(self, shape: Shape, options: Any) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f, std = shape.hidden_size, shape.ffn_hidden_size, shape.init_std
         self.linear1 = self.Linear(d, f, options, init_std=std)
         self.linear2 = self.Linear(f, d, options, init_std=std)
@@ -139,7 +139,7 @@ class BlockFFN(FFN):
 
     def merge(self) -> DenseFFN:
         """Multiply out both matrices."""
-        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge())
+        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge(), self.activation)
 
 
 class OrthogonalBlocks(nn.initializer.Initializer):

@@ -25,7 +25,7 @@ class DenseFFN(FFN):
     Options = DenseOptions
 
     def __init__(self, shape: Shape, options: DenseOptions | None = None) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f = shape.hidden_size, shape.ffn_hidden_size
         weight = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, shape.init_std))
         self.linear1 = nn.Linear(d, f, weight_attr=weight)
@@ -42,9 +42,12 @@ class DenseFFN(FFN):
         return self
 
     @classmethod
-    def from_linears(cls, linear1: nn.Linear, linear2: nn.Linear) -> DenseFFN:
+    def from_linears(
+        cls, linear1: nn.Linear, linear2: nn.Linear, activation: str = "gelu"
+    ) -> DenseFFN:
         """Wrap two existing Linears, without copying or re-initialising them."""
         layer = cls.__new__(cls)
         nn.Layer.__init__(layer)
+        layer.activation = activation
         layer.linear1, layer.linear2 = linear1, linear2
         return layer

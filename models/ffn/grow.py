@@ -60,14 +60,18 @@ class HiddenUnits:
         return dense_OI.T if self.axis == INTO else dense_OI
 
 
-def grow(linear1: nn.Linear, linear2: nn.Linear, ffn_hidden_size: int) -> DenseFFN:
+def grow(
+    linear1: nn.Linear, linear2: nn.Linear, ffn_hidden_size: int, activation: str = "gelu"
+) -> DenseFFN:
     """Return the dense feed-forward of `ffn_hidden_size` units that computes what the pair does.
 
+    `activation` stands between the two (`models.ffn.base.ACTIVATIONS`), and is 0 at 0.
     The linears are not changed. Raises `ValueError` when there are more units than that already.
     """
     return DenseFFN.from_linears(
         grow_linear(linear1, HiddenUnits(ffn_hidden_size, INTO)),
         grow_linear(linear2, HiddenUnits(ffn_hidden_size, OUT_OF)),
+        activation,
     )
 
 

@@ -60,7 +60,7 @@ class GuidedFFN(FFN):
     Options = GuidedOptions
 
     def __init__(self, shape: Shape, options: GuidedOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         inner_class, inner_options = _find_inner(options)
         self.options = options
         self.inner = inner_class(shape, inner_options)

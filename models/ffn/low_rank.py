@@ -108,7 +108,11 @@ class LowRankLinear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out] through [..., R]."""
-        return functional.linear(paddle.matmul(x, self.left), self.right, self.bias)
+        return functional.linear(self.narrow(x), self.right, self.bias)
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """Map [..., in] to what lies between the factors, [..., R]."""
+        return paddle.matmul(x, self.left)
 
     def set_factors(self, left_IR: np.ndarray, right_RO: np.ndarray) -> None:
         """Overwrite both factors, cast to the layer's dtype."""
@@ -212,7 +216,7 @@ class LowRankFFN(FFN):
     Options = LowRankOptions
 
     def __init__(self, shape: Shape, options: LowRankOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f, std = shape.hidden_size, shape.ffn_hidden_size, shape.init_std
         self.linear1 = LowRankLinear(d, f, options, init_std=std)
         self.linear2 = LowRankLinear(f, d, options, init_std=std)
@@ -240,7 +244,7 @@ class LowRankFFN(FFN):
 
     def merge(self) -> DenseFFN:
         """Multiply the factors of both matrices."""
-        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge())
+        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge(), self.activation)
 
 
 def _set_rate(factor: Tensor, scale: float, options: LowRankOptions) -> None:

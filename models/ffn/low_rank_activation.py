@@ -55,9 +55,11 @@ class LowRankActivationLinear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out] through [..., R]."""
-        return functional.linear(
-            functional.silu(paddle.matmul(x, self.left)), self.right, self.bias
-        )
+        return functional.linear(functional.silu(self.narrow(x)), self.right, self.bias)
+
+    def narrow(self, x: Tensor) -> Tensor:
+        """Map [..., in] to what lies between the factors, before the activation: [..., R]."""
+        return paddle.matmul(x, self.left)
 
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
@@ -72,7 +74,7 @@ class LowRankActivationFFN(FFN):
     Options = LowRankActivationOptions
 
     def __init__(self, shape: Shape, options: LowRankActivationOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f = shape.hidden_size, shape.ffn_hidden_size
         self.outer_activation = options.outer_activation
         self.linear1 = LowRankActivationLinear(d, f, options.rank)

@@ -20,7 +20,7 @@ times T tokens, S = N times K slots (a token's choices side by side).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import paddle
 from paddle import Tensor, nn
@@ -55,10 +55,10 @@ class MoEFFN(FFN):
     Options = MoEOptions
 
     def __init__(self, shape: Shape, options: MoEOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         _check(options)
         self.options = options
-        expert = Shape(shape.hidden_size, _expert_size(shape, options), shape.init_std)
+        expert = replace(shape, ffn_hidden_size=_expert_size(shape, options))
         normal = nn.initializer.Normal(0.0, ROUTER_SCALE * shape.init_std)
         self.router = nn.Linear(
             shape.hidden_size,

@@ -123,7 +123,7 @@ class NarrowFFN(FFN):
     Options = NarrowOptions
 
     def __init__(self, shape: Shape, options: NarrowOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f, std = shape.hidden_size, shape.ffn_hidden_size, shape.init_std
         width = choose_width(shape, options.width)
         self.linear1 = NarrowLinear(d, width, HiddenUnits(f, INTO), init_std=std)
@@ -154,7 +154,7 @@ class NarrowFFN(FFN):
 
     def merge(self) -> DenseFFN:
         """Grow to F hidden units: the same function."""
-        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge())
+        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge(), self.activation)
 
 
 def choose_width(shape: Shape, width: int | None) -> int:

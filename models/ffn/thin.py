@@ -98,7 +98,7 @@ class ThinFFN(FFN):
     linear2: ThinLinear
 
     def __init__(self, shape: Shape, options: ThinOptions) -> None:
-        super().__init__()
+        super().__init__(shape, options)
         d, f, std = shape.hidden_size, shape.ffn_hidden_size, shape.init_std
         width = choose_width(shape, options.width)
         self.linear1 = ThinLinear(d, width, options, units=HiddenUnits(f, INTO), init_std=std)
@@ -141,4 +141,4 @@ class ThinFFN(FFN):
 
     def merge(self) -> DenseFFN:
         """Multiply the factors in float64, then grow to F hidden units: the same function."""
-        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge())
+        return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge(), self.activation)

@@ -81,7 +81,7 @@ def test_a_resolved_file_is_native_and_equal(name, tmp_path):
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_config_has_no_story(name):
-    resolved = load_config(name)
+    resolved = load_config(name, processes=None)
     assert (resolved.dialect.name, resolved.moves) == ("fastffn", ())
 
 
@@ -290,6 +290,7 @@ ACCEPTED = {
     "Engine.test_iters": -1,
     "Engine.mix_precision.level": "o1",
     "Engine.use_recompute": True,
+    "Model.sequence_parallel": True,
     "Model.module": "GPTModule",
     "Model.name": "GPT",
     "Model.num_experts": [1],

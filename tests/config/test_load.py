@@ -77,11 +77,11 @@ def test_the_seed_blocks_one_below_the_other_load_as_one_file(write):
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_config_loads_with_nothing_to_say(name):
-    resolved = load_config(name)
+    resolved = load_config(name, processes=None)
     assert resolved.warnings == []
     assert resolved.notices == []
     assert resolved.config.Engine.save_load.output_dir == f"./runs/{name}"
-    assert load_config(f"{name}.yaml").config == resolved.config
+    assert load_config(f"{name}.yaml", processes=None).config == resolved.config
 
 
 def test_every_model_ships_in_three_forms():
@@ -263,6 +263,20 @@ def test_the_sources_of_the_package_hold_no_eval_exec_or_unsafe_loader():
             assert name not in {"eval", "exec", "UnsafeLoader", "FullLoader", "unsafe_load"}, file
 
 
+@pytest.mark.parametrize("device", ["npu", "npu:1", "intel_hpu", "mlu:0", "gpu:3"])
+def test_any_type_of_device_may_be_a_plugins(write, device):
+    resolved = load_config(write(f"Global: {{device: '{device}'}}\n"))
+    assert resolved.config.Global.device == device
+
+
+@pytest.mark.parametrize(
+    "device", ["cuda:0", "ascend", "cpu:1", "auto:0", "npu:", "npu:x", "NPU", ""]
+)
+def test_what_no_device_can_be_called_is_refused(write, device):
+    with pytest.raises(ConfigError, match="must be auto, cpu, gpu, npu or a"):
+        load_config(write(f"Global: {{device: '{device}'}}\n"))
+
+
 def test_the_device_option_outranks_everything(write):
     resolved = load_config(write("Global: {device: cpu}\n"), ["Global.device=npu"], device="gpu:1")
     assert resolved.config.Global.device == "gpu:1"
@@ -380,11 +394,33 @@ AWKWARD = [
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_dumped_shipped_config_reads_back_equal(tmp_path, name):
-    config = load_config(name).config
+    config = load_config(name, processes=None).config
     file = tmp_path / "config.yaml"
     file.write_text(dump_config(config), encoding="utf-8")
     assert parse_config_file(file) == config
-    assert load_config(str(file)).notices == []
+    assert load_config(str(file), processes=None).notices == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("Optimizer.lr.power=2", "power has no effect on a cosine schedule"),
+        ("Optimizer.lr.num_cycles=2", "num_cycles has no effect on a cosine schedule"),
+        ("Distributed.sequence_parallel=true", "sequence_parallel has no effect while mp_degree"),
+    ],
+)
+def test_an_option_of_what_is_not_there_is_noted(override, said):
+    (notice,) = default_config([override]).notices
+    assert said in notice
+
+
+def test_split_models_switch_at_a_share_of_the_run_alone(write):
+    degrees = ["Distributed.mp_degree=2", "Distributed.pp_degree=2"]
+    file = write("Schedule: {switch: fraction}\nModel: {ffn: {kind: low_rank}}\n")
+    assert load_config(file, degrees, processes=4).config.Schedule.switch == "fraction"
+    with pytest.raises(ConfigError, match="switch slope measures in one process") as caught:
+        load_config(file, [*degrees, "Schedule.switch=slope"], processes=4)
+    assert len(caught.value.problems) == 1
 
 
 def test_awkward_text_and_numbers_read_back_equal(tmp_path):

@@ -212,7 +212,7 @@ WRONG_DIALECTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         "Global:\n  local_batch_size: 8\nDistributed:\n  mp_degree: 8\n",
         (),
         [
-            "bad.yaml:4  mp_degree 8 needs `fastffn launch`, which is not in this version: set it to 1",
+            "bad.yaml:4  mp_degree 8 takes 8 processes, and this is one: type `fastffn launch --nproc 8 -- pretrain ...`, or set the degrees to 1",
         ],
     ),
     "run mode": (

@@ -245,14 +245,14 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         "Global:\n  device: cuda\n",
         (),
         [
-            "bad.yaml:2  'Global.device' must be auto, cpu, gpu, npu, gpu:0 or npu:0, not 'cuda' (str). Did you mean 'gpu'?",
+            "bad.yaml:2  'Global.device' must be auto, cpu, gpu, npu or a plugin's type, or with a number: gpu:0, npu:0, not 'cuda' (str). Did you mean 'gpu'?",
         ],
     ),
     "several devices": (
         "Global:\n  device: gpu:0,1\n",
         (),
         [
-            "bad.yaml:2  device gpu:0,1 names several devices, which needs `fastffn launch`, not in this version: write gpu:0",
+            "bad.yaml:2  device gpu:0,1 names several devices, and a process has one: write gpu, and type `fastffn launch --devices 0,1 -- pretrain ...`",
         ],
     ),
     "global and local batch differ": (
@@ -442,14 +442,14 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         "Distributed:\n  mp_degree: 8\n",
         (),
         [
-            "bad.yaml:2  mp_degree 8 needs `fastffn launch`, which is not in this version: set it to 1",
+            "bad.yaml:2  mp_degree 8 takes 8 processes, and this is one: type `fastffn launch --nproc 8 -- pretrain ...`, or set the degrees to 1",
         ],
     ),
     "sharded": (
         "Distributed:\n  sharding:\n    sharding_degree: 16\n",
         (),
         [
-            "bad.yaml:3  sharding_degree 16 needs `fastffn launch`, which is not in this version: set it to 1",
+            "bad.yaml:3  sharding_degree 16 takes 16 processes, and this is one: type `fastffn launch --nproc 16 -- pretrain ...`, or set the degrees to 1",
         ],
     ),
     "duplicate key": (

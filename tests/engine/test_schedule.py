@@ -49,6 +49,19 @@ def test_a_log_line_is_the_seed_documents_first_one() -> None:
     )
 
 
+def test_ips_is_that_of_one_of_several_data_parallel_processes() -> None:
+    line = train_line(
+        step=1,
+        epoch=0,
+        batch=0,
+        loss=11.0,
+        rates=Rates(reader_s=0.0, step_s=1.0, tokens_per_s=8192.0, warm=True),
+        next_rate=1e-5,
+        data_degree=4,
+    )
+    assert "ips_total: 8192 tokens/s, ips: 2048 tokens/s" in line
+
+
 def shape(name: str, **changes: float) -> Schedule:
     sizes = {"max_lr": 1.0, "min_lr": 0.1, "warmup_steps": 10, "decay_steps": 110, **changes}
     return Schedule(name, **sizes)  # type: ignore[arg-type]
@@ -121,3 +134,71 @@ def test_decay_steps_default_to_the_run_and_warmup_steps_beat_the_rate() -> None
     assert build_schedule(LearningRate(warmup_rate=0.055), max_steps=100).warmup_steps == (
         pytest.approx(5.5)
     )
+
+
+def mindformers_rate(
+    kind: str, t: int, w: int, n: int, lr: float, end: float, power: float, cycles: float
+) -> float:
+    """MindFormers r0.3's formulas (`core/lr/lr_schedule.py`), t from 0 and w of at least 1."""
+    if t < w:
+        return lr * t / w
+    p = (t - w) / (n - w)
+    if kind == "polynomial":
+        return (lr - end) * (1 - p) ** power + end
+    if kind == "linear":
+        return lr * max(0.0, (n - t) / (n - w))
+    if kind == "cosine":
+        return end + (lr - end) * max(0.0, 0.5 * (1 + math.cos(math.pi * 0.5 * 2.0 * p)))
+    if kind == "cosine_restarts":
+        return end + (lr - end) * max(0.0, 0.5 * (1 + math.cos(math.pi * ((cycles * p) % 1.0))))
+    return lr
+
+
+@pytest.mark.parametrize("warmup", [1, 7, 2000])
+@pytest.mark.parametrize(
+    ("name", "power", "cycles"),
+    [
+        ("polynomial", 1.0, 0.5),
+        ("polynomial", 2.5, 0.5),
+        ("linear", 1.0, 0.5),
+        ("cosine", 1.0, 0.5),
+        ("cosine_restarts", 1.0, 0.5),
+        ("cosine_restarts", 1.0, 3.0),
+        ("constant", 1.0, 0.5),
+    ],
+)
+def test_counted_from_0_every_shape_is_mindformers(
+    name: str, power: float, cycles: float, warmup: int
+) -> None:
+    end = 0.0 if name == "linear" else 1e-6
+    section = LearningRate(
+        name=name, max_lr=5e-5, min_lr=end, warmup_steps=warmup, power=power, num_cycles=cycles,
+        count_from=0,
+    )  # fmt: skip
+    schedule = build_schedule(section, max_steps=5000)
+    for step in (*range(1, 12), *range(1998, 2004), 3456, *range(4990, 5001)):
+        theirs = mindformers_rate(name, step - 1, warmup, 5000, 5e-5, end, power, cycles)
+        assert schedule(step) == pytest.approx(theirs, rel=1e-12, abs=1e-18)
+
+
+def test_counted_from_0_a_warm_up_begins_at_0_and_a_run_without_one_at_its_maximum() -> None:
+    assert shape("polynomial", count_from=0)(1) == 0.0
+    assert shape("polynomial", count_from=0, warmup_steps=0)(1) == 1.0
+    assert shape("polynomial", warmup_steps=0)(1) == 1.0 - 0.9 / 110
+
+
+def test_a_share_for_the_warm_up_is_rounded_down_where_counting_begins_at_0() -> None:
+    section = LearningRate(name="linear", warmup_rate=0.1, count_from=0)
+    assert build_schedule(section, max_steps=109).warmup_steps == 10
+
+
+@pytest.mark.parametrize("name", ["polynomial", "cosine_restarts"])
+def test_the_new_shapes_end_at_their_minimum(name: str) -> None:
+    schedule = shape(name, num_cycles=3.0)
+    assert [schedule(step) for step in (110, 111, 5000)] == [0.1, 0.1, 0.1]
+
+
+def test_each_cycle_begins_at_the_maximum_again() -> None:
+    schedule = shape("cosine_restarts", num_cycles=4.0)
+    assert [schedule(step) for step in (10, 35, 60, 85)] == [1.0] * 4
+    assert schedule(34) < 0.11
