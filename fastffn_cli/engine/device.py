@@ -11,12 +11,16 @@ import contextlib
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from fastffn_cli.distributed import job
 from fastffn_cli.engine import host_memory
-from fastffn_cli.engine.cpu import prepare_environment
+from fastffn_cli.engine.cpu import prepare_environment, usable_cores
 from fastffn_cli.engine.paddle_build import INSTALL_GPU, INSTALL_NPU, first_line, import_paddle
 from fastffn_cli.errors import UserError
 
+# Types of plugins for which auto_cast of Paddle 3.3.1 computes in bfloat16; for others it warns.
+BFLOAT16_PLUGINS = frozenset({"npu", "intel_hpu", "iluvatar_gpu", "metax_gpu"})
 # What people from other frameworks type.
 OTHER_NAMES = {"cuda": "gpu", "nvidia": "gpu", "ascend": "npu", "host": "cpu"}
 
@@ -39,6 +43,12 @@ class Device:
             import paddle
 
             paddle.device.synchronize(self.name)
+
+    def count(self) -> int:
+        """Return how many processes this machine has devices of the type for: a CPU its cores."""
+        if self.type == "cpu":
+            return usable_cores()
+        return gpu_count() if self.type == "gpu" else custom_device_count(self.type)
 
     def free_memory(self) -> int | None:
         """Return the bytes that a new tensor may take, None where the device does not tell."""
@@ -77,12 +87,20 @@ class Device:
     def supports(self, dtype: str) -> bool:
         """Tell whether AMP really computes in `dtype` (`float16`, `bfloat16`) here.
 
-        False on a CPU: Paddle 3.3.1 accepts AMP there and ignores it. A plugin that cannot answer
-        Paddle's question is taken to have float16, which every accelerator with AMP has, and no
-        bfloat16.
+        False on a CPU: Paddle 3.3.1 accepts AMP there and ignores it, as it does bfloat16 on all
+        but a few plugins' types. A plugin that denies both types has no answer to Paddle's
+        question (Ascend's had none): then AMP is taken to work.
         """
         if self.type == "cpu":
             return False
+        if self.type == "gpu":
+            return self._tells_support(dtype)
+        if dtype == "bfloat16" and self.type not in BFLOAT16_PLUGINS:
+            return False
+        told = {each: self._tells_support(each) for each in ("float16", "bfloat16")}
+        return told[dtype] or not any(told.values())
+
+    def _tells_support(self, dtype: str) -> bool:
         import paddle
 
         asked: dict[str, Callable[[str], bool]] = {
@@ -92,7 +110,7 @@ class Device:
         try:
             return bool(asked[dtype](self.name))
         except (RuntimeError, ValueError, NotImplementedError):
-            return dtype == "float16"
+            return False
 
     def describe(self) -> str:
         """Return one line for people: the name, the product where it is known, the memory."""
@@ -135,7 +153,8 @@ def use_device(name: str = "auto", *, threads: int | None = None, fast_math: boo
     """Import paddle with the CPU set up, resolve `name`, and make it the current place.
 
     `name`: `auto` (a visible GPU, else a plugin's device, else the CPU), `cpu`, `gpu[:index]`,
-    `npu[:index]`, or any type that a plugin registers. Raises `UserError` with the remedy when
+    `npu[:index]`, or any type that a plugin registers. Without an index it is the device that a
+    launcher gave this process, or the first one. Raises `UserError` with the remedy when
     paddle or the device is absent.
     """
     prepare_environment(threads, fast_math)
@@ -204,12 +223,25 @@ def gpu_count() -> int:
         return 0
 
 
+def random_generator() -> Any:
+    """Return the current device's generator of random numbers: Paddle's `Generator`."""
+    import paddle
+    from paddle.base import core
+
+    kind, _, index = paddle.get_device().partition(":")
+    if kind == "cpu":
+        return core.default_cpu_generator()
+    if kind == "gpu":
+        return core.default_cuda_generator(int(index))
+    return core.default_custom_device_generator(core.CustomPlace(kind, int(index)))
+
+
 def _choose_device(custom: list[str]) -> Device:
     if gpu_count() > 0:
-        return Device("gpu")
+        return Device("gpu", job.device_index("gpu") or 0)
     for kind in custom:
         if custom_device_count(kind) > 0:
-            return Device(kind)
+            return Device(kind, job.device_index(kind) or 0)
     return Device("cpu")
 
 
@@ -230,7 +262,7 @@ def _parse_index(name: str, index_text: str, count: int) -> int:
         raise UserError(
             f"device '{name}': '{index_text}' is not a number", hint=f"Type --device {kind}:0"
         )
-    index = int(index_text or 0)
+    index = int(index_text) if index_text else job.device_index(kind) or 0
     if count == 0:
         raise UserError(
             f"device '{name}': no {kind} is visible on this machine",

@@ -36,6 +36,7 @@ REQUIRED_PACKAGES = (
 )
 PADDLE_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu")
 NPU_PACKAGE = "paddle-custom-npu"
+ASCEND_NAMES = ("npu", "ascend")
 NUMPY_BELOW = (2, 4)
 LOW_DISK = 2**30
 LOW_MEMORY = 2 * 2**30
@@ -74,10 +75,24 @@ def diagnose(device_name: str = "auto") -> Iterator[Check]:
     if forced_path_is_illegal():
         del os.environ[cpu.MKL_VARIABLE]
     yield _guarded("paddle", check_paddle)
-    if "paddle" not in sys.modules:
-        return
-    yield _guarded("matrix product", lambda: check_matrix_product(setup))
-    yield from _check_on_device(device_name)
+    works = False
+    if "paddle" in sys.modules:
+        yield _guarded("matrix product", lambda: check_matrix_product(setup))
+        for found in _check_on_device(device_name):
+            works = (found.name, found.status) == ("training", "ok")
+            yield found
+    if concerns_ascend(device_name):
+        yield from _check_ascend(works)
+
+
+def concerns_ascend(device_name: str) -> bool:
+    """Whether the driver and CANN matter: the device is asked for, or its plugin is installed."""
+    if device_name.partition(":")[0].strip().lower() in ASCEND_NAMES:
+        return True
+    try:
+        return device_name == "auto" and bool(metadata.version(NPU_PACKAGE))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def check_python() -> Check:
@@ -239,14 +254,27 @@ def _check_on_device(device_name: str) -> Iterator[Check]:
     yield _guarded("training", lambda: device_checks.check_training(device))
 
 
+def _check_ascend(works: bool) -> Iterator[Check]:
+    try:
+        from fastffn_cli.engine.ascend import check_ascend
+
+        yield from check_ascend(works=works)
+    except Exception as error:
+        yield _failed("npu", error)
+
+
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except Exception as error:
-        return Check(
-            name,
-            "problem",
-            f"the check itself failed: {type(error).__name__}: {first_line(error)}",
-            "If the cause is not on your side, please report it with the output of "
-            "fastffn doctor --json",
-        )
+        return _failed(name, error)
+
+
+def _failed(name: str, error: Exception) -> Check:
+    return Check(
+        name,
+        "problem",
+        f"the check itself failed: {type(error).__name__}: {first_line(error)}",
+        "If the cause is not on your side, please report it with the output of "
+        "fastffn doctor --json",
+    )

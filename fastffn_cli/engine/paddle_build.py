@@ -6,6 +6,7 @@ Separate from the devices so that a machine without paddle still gets an answer 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -14,10 +15,15 @@ import warnings
 from fastffn_cli.errors import UserError
 
 GPU_INDEX_URL = "https://www.paddlepaddle.org.cn/packages/stable/cu126/"
+CPU_INDEX_URL = "https://www.paddlepaddle.org.cn/packages/stable/cpu/"
 NPU_INDEX_URL = "https://www.paddlepaddle.org.cn/packages/stable/npu/"
 INSTALL_CPU = 'pip install "fastffn[cpu]"'
-INSTALL_GPU = f'pip install "fastffn[gpu]" -i {GPU_INDEX_URL}'
-INSTALL_NPU = f'pip install "fastffn[npu]" --extra-index-url {NPU_INDEX_URL}'
+INSTALL_GPU = f'pip install "fastffn[gpu]" --extra-index-url {GPU_INDEX_URL}'
+# Paddle's own indexes: of the plugin, and of the paddlepaddle that it goes with.
+INSTALL_NPU = (
+    f'pip install "fastffn[npu]" --extra-index-url {CPU_INDEX_URL} '
+    f"--extra-index-url {NPU_INDEX_URL}"
+)
 
 
 def import_paddle() -> None:
@@ -45,6 +51,14 @@ def import_paddle() -> None:
         for line in captured.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line:
                 stderr.write(line + "\n")
+    _tell_of_crashes_on_stderr()
+
+
+def _tell_of_crashes_on_stderr() -> None:
+    """Python's traceback of a crash on stderr, in the place of Paddle's on stdout, among data."""
+    sys.modules["paddle"].disable_signal_handler()
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        faulthandler.enable(sys.__stderr__)
 
 
 def missing_paddle() -> UserError:
@@ -58,7 +72,10 @@ def missing_paddle() -> UserError:
 def broken_paddle(error: Exception) -> UserError:
     """Return the error for a paddle that is there but does not start."""
     plugins = os.environ.get("CUSTOM_DEVICE_ROOT")
-    suspect = f" CUSTOM_DEVICE_ROOT={plugins} loads plugins: try without it." if plugins else ""
+    suspect = ""
+    if plugins:
+        suspect = f" CUSTOM_DEVICE_ROOT={plugins} loads plugins: try without it; "
+        suspect += "fastffn doctor --device npu   looks at what Ascend's needs."
     return UserError(
         f"PaddlePaddle is installed but cannot be imported: {first_line(error)}",
         hint=f"Reinstall it: pip install --force-reinstall paddlepaddle.{suspect}",

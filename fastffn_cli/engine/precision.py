@@ -13,20 +13,27 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
+from fastffn_cli.config.schema import Config
 from fastffn_cli.config.schema_training import MixPrecision
 from fastffn_cli.engine.device import Device
+from fastffn_cli.engine.fused_attention import choose_attention, install_attention
 from fastffn_cli.engine.optimizer import AdamW
+from models.gpt import AttentionCore
 
 
 @dataclass
 class Precision:
-    """How a step computes: plain float32, or O1/O2 in `dtype` with a scaler for float16."""
+    """How a step computes: plain float32, or O1/O2 in `dtype` with a scaler for float16.
+
+    In half precision, attention may be an operator of the device's own.
+    """
 
     dtype: str = "float32"
     level: str = "O0"
     black_list: tuple[str, ...] = ()
     white_list: tuple[str, ...] = ()
     scaler: paddle.amp.GradScaler | None = None
+    attention: AttentionCore | None = None  # a fused one of the device; None: the plain one
 
     @property
     def enabled(self) -> bool:
@@ -43,7 +50,8 @@ class Precision:
         if not self.enabled:
             return "float32"
         scale = f", loss scale {self.loss_scale:.0f}" if self.scaler else ""
-        return f"{self.dtype} {self.level}{scale}"
+        fused = ", fused attention" if self.attention else ""
+        return f"{self.dtype} {self.level}{scale}{fused}"
 
     @property
     def loss_scale(self) -> float:
@@ -53,7 +61,9 @@ class Precision:
         return float(state["scale"].item()) if "scale" in state else 1.0
 
     def decorate(self, model: nn.Layer) -> None:
-        """Cast the model's parameters in place for O2; norms stay float32."""
+        """Cast the model's parameters in place for O2 (norms stay float32); fuse its attention."""
+        if self.attention is not None:
+            install_attention(model, self.attention)
         if self.level == "O2":
             paddle.amp.decorate(model, level="O2", dtype=self.dtype)
 
@@ -76,6 +86,11 @@ class Precision:
         """Divide all gradients by the loss scale, in place."""
         if self.scaler:
             self.scaler.unscale_(optimizer.inner)
+
+    def agree(self, *, overflowed: bool) -> None:
+        """Let the update be skipped, or made, by what all processes saw and not this one alone."""
+        if self.scaler and self.scaler.is_enable():
+            self.scaler._found_inf = paddle.to_tensor([overflowed])
 
     def update(self, optimizer: AdamW, learning_rate: float) -> None:
         """Apply the update; a float16 overflow skips it and lowers the loss scale."""
@@ -114,6 +129,44 @@ class Precision:
         self.scaler.load_state_dict(restored)
 
 
+class LossScaler(paddle.amp.GradScaler):
+    """Paddle's GradScaler, which adapts without a word.
+
+    At an overflow Paddle 3.3.1 prints a line on stdout, which is for data. To make it, it takes
+    float() of an array of shape [1], which numpy 2.4 refuses: the run would end there.
+    """
+
+    _incr_count: int
+    _decr_count: int
+    _scale: Tensor
+
+    def _update(self) -> None:
+        if self._cache_found_inf:
+            self._incr_count, self._decr_count = 0, self._decr_count + 1
+            if self._decr_count == self._decr_every_n_nan_or_inf:
+                self._scale, self._decr_count = self._scale * self._decr_ratio, 0
+        else:
+            self._incr_count, self._decr_count = self._incr_count + 1, 0
+            if self._incr_count == self._incr_every_n_steps:
+                self._scale, self._incr_count = self._scale * self._incr_ratio, 0
+
+
+def settle_precision(config: Config, device: Device) -> tuple[Precision, str | None, str | None]:
+    """Return the precision of a run with its attention, a warning and a notice.
+
+    They are those of `choose_precision` and of `choose_attention`. Raises nothing.
+    """
+    precision, warning = choose_precision(config.Engine.mix_precision, device)
+    precision.attention, notice = choose_attention(config, precision.dtype, device)
+    return precision, warning, notice
+
+
+def plan_precision(options: MixPrecision) -> Precision:
+    """Return the precision that is asked for, of a run that other devices would train."""
+    wanted = options.enable if options.enable is not None else options.use_pure_fp16
+    return Precision(options.dtype, options.level) if wanted else Precision()
+
+
 def choose_precision(options: MixPrecision, device: Device) -> tuple[Precision, str | None]:
     """Return the precision of a run, and a warning where the wish cannot be met.
 
@@ -130,7 +183,7 @@ def choose_precision(options: MixPrecision, device: Device) -> tuple[Precision, 
         )
     scaler = None
     if options.dtype == "float16":
-        scaler = paddle.amp.GradScaler(init_loss_scaling=options.scale_loss)
+        scaler = LossScaler(init_loss_scaling=options.scale_loss)
     return (
         Precision(
             options.dtype,
