@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint format bench readme clean
+.PHONY: help demo test several parity lint format bench readme clean
 
 help:
 	@echo "make demo    set up, then the whole two-stage run beside its dense baseline (minutes)"
-	@echo "make test    set up, then the whole test suite"
+	@echo "make test    set up, then the test suite"
+	@echo "make several the tests that start several processes, or imitate a card"
 	@echo "make parity  compare with torch and transformers, which it installs"
 	@echo "make lint    ruff (format and lint) and mypy"
 	@echo "make bench   the benchmarks whose figures README and docs state"
@@ -26,7 +27,10 @@ demo: $(VENV)/.installed
 
 # Two files at a time, each computing on one core.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not several"
+
+several: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m several
 
 # Where torch comes from: pyproject.toml, at the extra `parity`.
 $(VENV)/.parity: $(VENV)/.installed

@@ -17,11 +17,13 @@ from fastffn_cli.commands import (
     eval,
     generate,
     inspect,
+    launch,
     posttrain,
     prepare,
     pretrain,
     rank_table,
 )
+from fastffn_cli.distributed.failure import as_lost_peer, leave_record
 from fastffn_cli.errors import FastFFNError, OutOfMemory, is_out_of_memory
 
 TRAIN = "Train and use a model"
@@ -82,13 +84,15 @@ for name, module, panel in (
     ("posttrain", posttrain, TRAIN),
     ("eval", eval, TRAIN),
     ("generate", generate, TRAIN),
+    ("launch", launch, TRAIN),
     ("bench", bench, LOOK),
     ("compare", compare, LOOK),
     ("inspect", inspect, LOOK),
     ("config", config, LOOK),
     ("doctor", doctor, LOOK),
 ):
-    app.command(name, rich_help_panel=panel)(module.run)
+    context = getattr(module, "CONTEXT", None)
+    app.command(name, rich_help_panel=panel, context_settings=context)(module.run)
 app.add_typer(rank_table.app, name="rank-table", rich_help_panel=LOOK)
 
 
@@ -108,6 +112,7 @@ def main() -> None:
     try:
         app(args=_with_resume_value(sys.argv[1:]))
     except FastFFNError as error:
+        leave_record(error)
         ui.show_error(error)
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -116,8 +121,14 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            leave_record(error)
+            lost = as_lost_peer(error)
+            if lost is None:
+                raise
+            ui.show_error(lost)
+            sys.exit(lost.exit_code)
         # Training says more (fastffn_cli.engine.out_of_memory); this is for every other command.
         memory = OutOfMemory("there was no memory left for this", hint=SMALLER)
+        leave_record(memory)
         ui.show_error(memory)
         sys.exit(memory.exit_code)

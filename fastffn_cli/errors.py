@@ -73,6 +73,8 @@ OUT_OF_MEMORY_SIGNS = (
     "fail to alloc",
     "bad_alloc",
     "cannot allocate memory",
+    # C_FAILED: a plugin's answer to an allocation that fails, and all that Paddle 3.3.1 says of it.
+    "customdevice error, the error code is : 2.",
 )
 
 

@@ -49,6 +49,14 @@ def data(text: str, *, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
+def relay(chunk: bytes, *, to_stdout: bool) -> None:
+    """Write what another process has written, byte for byte, to the stream it is for."""
+    stream = sys.stdout if to_stdout else sys.stderr
+    stream.flush()
+    stream.buffer.write(chunk)
+    stream.buffer.flush()
+
+
 def data_json(value: Any) -> None:
     """Write one JSON value to stdout; a non-finite number is an error, never a bare NaN."""
     data(json.dumps(value, ensure_ascii=False, allow_nan=False))
@@ -94,7 +102,8 @@ def show_error(error: FastFFNError) -> None:
         err.print(Panel(body, title=escape(error.title), title_align="left", border_style="red"))
         return
     # Logs and pipes: plain lines that grep and other programs can read unwrapped.
-    err.print(f"{error.title}:", markup=False, soft_wrap=True)
+    if error.title:
+        err.print(f"{error.title}:", markup=False, soft_wrap=True)
     err.print(error.message, markup=False, soft_wrap=True)
     if error.hint:
         err.print(error.hint, markup=False, soft_wrap=True)

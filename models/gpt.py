@@ -12,9 +12,9 @@ K head size, V vocabulary. HB is heads x batch, heads outermost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import paddle
 from paddle import Tensor, nn
@@ -55,6 +55,7 @@ class GPTConfig:
     use_recompute: bool = False
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = "full"
     masked_token_id: int | None = None
+    hidden_act: str = "gelu"  # a name of `models.ffn.base.ACTIVATIONS`
     attention_rank: int | None = None
     embedding_rank: int | None = None
     ffn: Mapping[str, Any] = field(default_factory=lambda: {"kind": "dense"})
@@ -62,7 +63,9 @@ class GPTConfig:
     @property
     def ffn_shape(self) -> Shape:
         """The dense feed-forward that the configured kind stands for."""
-        return Shape(self.hidden_size, self.ffn_hidden_size, self.initializer_range)
+        return Shape(
+            self.hidden_size, self.ffn_hidden_size, self.initializer_range, self.hidden_act
+        )
 
     @property
     def ffn_specs(self) -> list[dict[str, Any]]:
@@ -90,7 +93,10 @@ class GPTConfig:
 
 
 class SelfAttention(nn.Layer):
-    """Causal multi-head attention with a fused, per-head interleaved qkv projection."""
+    """Causal multi-head attention with a fused, per-head interleaved qkv projection.
+
+    `core` is how the heads attend: another one of the same meaning may be put in its place.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -98,6 +104,7 @@ class SelfAttention(nn.Layer):
         self.head_size = config.hidden_size // self.heads
         self.dropout_prob = config.attention_probs_dropout_prob
         self.recompute_core = config.use_recompute and config.recompute_granularity == "core_attn"
+        self.core: AttentionCore = attend
         projections = build_projections(config, config.attention_rank)
         self.qkv_proj, self.out_proj = projections["qkv_proj"], projections["out_proj"]
 
@@ -112,20 +119,25 @@ class SelfAttention(nn.Layer):
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if self.recompute_core and self.training:
-            heads_out = recompute(self._core, q, k, v, mask, use_reentrant=False)
+            heads_out = recompute(self.core, self, q, k, v, mask, use_reentrant=False)
         else:
-            heads_out = self._core(q, k, v, mask)
+            heads_out = self.core(self, q, k, v, mask)
         return self.out_proj(paddle.concat(paddle.split(heads_out, self.heads, axis=0), axis=-1))
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """softmax(q kᵀ / √K + mask) v on [HB, T, K] and [HB, S, K]."""
-        scores = paddle.matmul(q * self.head_size**-0.5, k, transpose_y=True)
-        # One mask serves all heads of a sequence: seen as [H, B, T, S], which copies nothing.
-        scores_HBTS = scores.reshape([self.heads, -1, *scores.shape[1:]])
-        weights = functional.softmax(scores_HBTS + mask.astype(scores.dtype), axis=-1)
-        if self.dropout_prob:
-            weights = functional.dropout(weights, self.dropout_prob, training=self.training)
-        return paddle.matmul(weights.reshape(scores.shape), v)
+
+# From the layer, q [HB, T, K], k and v [HB, S, K] and the additive mask to [HB, T, K].
+AttentionCore: TypeAlias = Callable[[SelfAttention, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def attend(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q kᵀ / √K + mask) v on [HB, T, K] and [HB, S, K], with the layer's dropout."""
+    scores = paddle.matmul(q * attention.head_size**-0.5, k, transpose_y=True)
+    # One mask serves all heads of a sequence: seen as [H, B, T, S], which copies nothing.
+    scores_HBTS = scores.reshape([attention.heads, -1, *scores.shape[1:]])
+    weights = functional.softmax(scores_HBTS + mask.astype(scores.dtype), axis=-1)
+    if attention.dropout_prob:
+        weights = functional.dropout(weights, attention.dropout_prob, training=attention.training)
+    return paddle.matmul(weights.reshape(scores.shape), v)
 
 
 class DecoderLayer(nn.Layer):
@@ -156,12 +168,23 @@ class DecoderLayer(nn.Layer):
         return x_BTD + self.dropout2(self.ffn(self.norm2(x_BTD)))
 
 
+# From a model's configuration and the number of a decoder layer to that layer.
+LayerMaker: TypeAlias = Callable[[GPTConfig, int], nn.Layer]
+
+
+def make_decoder_layer(config: GPTConfig, index: int) -> DecoderLayer:
+    """Make a decoder layer with new weights."""
+    return DecoderLayer(config, config.ffn_specs[index])
+
+
 class GPT(nn.Layer):
     """A causal language model: token ids in, logits out."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, make_layer: LayerMaker | None = None) -> None:
+        """Build it with new weights; `make_layer` makes each decoder layer in its own way."""
         super().__init__()
         self.config = config
+        make_layer = make_layer or make_decoder_layer
         self.word_embeddings = build_word_embeddings(config, config.embedding_rank)
         normal = paddle.ParamAttr(initializer=nn.initializer.Normal(0.0, config.initializer_range))
         self.position_embeddings = nn.Embedding(
@@ -171,7 +194,7 @@ class GPT(nn.Layer):
         self.dropout = nn.Dropout(
             config.hidden_dropout_prob if embedding_dropout is None else embedding_dropout
         )
-        self.layers = nn.LayerList([DecoderLayer(config, spec) for spec in config.ffn_specs])
+        self.layers = nn.LayerList([make_layer(config, i) for i in range(config.num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
 
     def forward(
@@ -197,11 +220,8 @@ class GPT(nn.Layer):
         broadcastable to [B, 1, T, S]; where both it and the causal mask hide a key, the lower value
         counts once. With a `cache`, its tokens come before `ids_BT` and are joined by them.
         """
-        past, steps = (cache.length if cache is not None else 0), ids_BT.shape[1]
-        if positions_BT is None:
-            positions_BT = paddle.arange(past, past + steps).unsqueeze(0)
-        embedded = self.word_embeddings(ids_BT) + self.position_embeddings(positions_BT)
-        x_BTD = self.dropout(embedded)
+        past = cache.length if cache is not None else 0
+        x_BTD = self.embed(ids_BT, positions_BT, past)
         scores_mask = self._scores_mask(ids_BT, mask, cache)
         recompute_layers = (
             self.config.use_recompute
@@ -214,8 +234,15 @@ class GPT(nn.Layer):
             else:
                 x_BTD = layer(x_BTD, scores_mask, cache, index)
         if cache is not None:
-            cache.length += steps
+            cache.length += ids_BT.shape[1]
         return self.norm(x_BTD)
+
+    def embed(self, ids_BT: Tensor, positions_BT: Tensor | None = None, past: int = 0) -> Tensor:
+        """Return what goes into the first layer [B, T, D]; positions count from `past`."""
+        if positions_BT is None:
+            positions_BT = paddle.arange(past, past + ids_BT.shape[1]).unsqueeze(0)
+        embedded = self.word_embeddings(ids_BT) + self.position_embeddings(positions_BT)
+        return self.dropout(embedded)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Multiply hidden states [..., D] with the tied word embeddings: [..., V]."""
@@ -223,14 +250,14 @@ class GPT(nn.Layer):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty key-value cache for `capacity` tokens of `batch_size` sequences."""
-        heads = self.config.num_attention_heads
+        attention = self.layers[0].self_attn
         return KVCache(
             num_layers=self.config.num_layers,
-            num_heads=heads,
-            head_size=self.config.hidden_size // heads,
+            num_heads=attention.heads,
+            head_size=attention.head_size,
             batch_size=batch_size,
             capacity=capacity,
-            dtype=self.layers[0].self_attn.qkv_proj.bias.dtype,
+            dtype=attention.qkv_proj.bias.dtype,
         )
 
     def auxiliary_loss(self) -> Tensor | None:

@@ -23,6 +23,17 @@ ROOT_DIR = Path(__file__).resolve().parents[1]
 FIXTURES_DIR = Path(__file__).parent / "fixtures"
 PROCESS_TIMEOUT_S = 240
 
+# Slow tests in these folders start jobs of several processes, or an imitated card.
+SEVERAL_DIRS = (ROOT_DIR / "tests" / "distributed", ROOT_DIR / "tests" / "npu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make several` runs."""
+    for item in items:
+        if item.get_closest_marker("slow") and item.path.parent in SEVERAL_DIRS:
+            item.add_marker(pytest.mark.several)
+
+
 TINY_YAML = """\
 Global:
   device: cpu
@@ -129,6 +140,26 @@ def program_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a `fastffn` process: this source tree, no terminal tricks."""
     kept = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     return {**kept, "PYTHONPATH": str(ROOT_DIR), "NO_COLOR": "1", **(extra or {})}
+
+
+@pytest.fixture(scope="session")
+def npu_env() -> dict[str, str]:
+    """What a process needs in its environment to have an `npu`: the imitation of tests/npu."""
+    from tests.npu.plugin import CannotBuild, build_plugin
+
+    try:
+        folder = build_plugin()
+    except CannotBuild as reason:
+        pytest.skip(str(reason))
+    return {"CUSTOM_DEVICE_ROOT": str(folder), "GLOG_minloglevel": "1"}
+
+
+@pytest.fixture(scope="session")
+def fused_npu_env(npu_env: dict[str, str]) -> dict[str, str]:
+    """The same with a plugin that has fused attention."""
+    from tests.npu.plugin import build_operators
+
+    return {**npu_env, "CUSTOM_DEVICE_ROOT": str(build_operators())}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
-    "prepare", "pretrain", "convert", "posttrain", "eval", "generate",
+    "prepare", "pretrain", "convert", "posttrain", "eval", "generate", "launch",
     "bench", "compare", "inspect", "config", "doctor", "rank-table",
 )  # fmt: skip
 HEAVY = ("paddle", "numpy", "pydantic", "yaml", "matplotlib", "safetensors", "tokenizers")
@@ -60,8 +60,8 @@ def test_help_imports_nothing_heavy():
 def test_help_lists_every_command_in_its_panel():
     text = fastffn("--help").stdout
     train, look = text.index("Train and use a model"), text.index("Look before you run")
-    assert all(train < text.index(f" {name} ") < look for name in COMMANDS[:6])
-    assert all(look < text.index(f" {name} ") for name in COMMANDS[6:])
+    assert all(train < text.index(f" {name} ") < look for name in COMMANDS[:7])
+    assert all(look < text.index(f" {name} ") for name in COMMANDS[7:])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -113,6 +113,7 @@ def test_typos_get_a_suggestion_and_exit_code_2(arguments, said):
         ("convert", []),
         ("eval", ["absent"]),
         ("generate", ["Hello", "--model", "absent"]),
+        ("launch", ["--nproc", "2", "--", "pretrain", "-c", "absent.yaml"]),
         ("bench", ["-c", "absent.yaml"]),
         ("inspect", ["absent"]),
         ("config", ["-c", "absent.yaml"]),

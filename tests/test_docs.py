@@ -87,6 +87,7 @@ def test_mindspore_page(fastffn, workplace):
     record.write_bytes(gzip.decompress((mindspore / "tiny_text.mindrecord.gz").read_bytes()))
     shutil.copy(mindspore / "tiny_text.mindrecord.db", record.with_name("wiki.mindrecord.db"))
     shutil.copy(mindspore / "tiny_fastffn.ckpt", workplace.dir / "gpt-76_10.ckpt")
+    shutil.copytree(FIXTURES / "mindformers_yaml", workplace.dir / "configs")
     follow("coming-from-mindspore.md", fastffn, TINY)
 
 

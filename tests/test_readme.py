@@ -23,37 +23,54 @@ SHORT_PLAN = [
     "-o", "tokens=4096", "-o", "seeds=[1]", "-o", "learning_rates=[3e-3]", "-o", "evaluations=1",
     "-o", "eval_iters=1", "-o", "budgets=[tokens]", "-o", "calibration={rounds: 1, steps: 1}",
 ]  # fmt: skip
-SHORTER = {"pretrain": SHORT, "posttrain": SHORT, "compare": SHORT_PLAN}
+SHORT_LAUNCH = [
+    "-o",
+    "Engine.max_steps=2",
+    *SHORT[2:4],
+    "-o",
+    "Data.batch_size={global_batch_size: 2, micro_batch_size: 1}",
+]
+SHORTER = {
+    "pretrain": SHORT, "posttrain": SHORT, "compare": SHORT_PLAN, "launch": SHORT_LAUNCH,
+}  # fmt: skip
+IMITATION = "export CUSTOM_DEVICE_ROOT=$(python -m tests.npu.plugin) HOST_NPU_DEVICES=2"
 
 
 def between(marker):
     return README.split(f"<!-- {marker}:begin -->\n")[1].split(f"<!-- {marker}:end -->")[0]
 
 
-def run(words, cwd):
+def run(words, cwd, env=None):
     return subprocess.run(
         words,
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         check=False,
     )
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(tmp_path):
+def test_every_command_of_the_readme_runs(tmp_path, npu_env):
     topics = pytest.importorskip("pydoc_data.topics").topics
     (tmp_path / "book.txt").write_text("\n\n".join(topics[key] for key in sorted(topics)))
     executed = 0
+    env = {}
     for line in COMMANDS:
         program, *arguments = shlex.split(line)
         if program == "make":
             result = run(["make", "-n", *arguments], ROOT)
+        elif program == "export":
+            assert line == IMITATION
+            # Built by the fixture: what the line's command prints.
+            env = {**npu_env, "HOST_NPU_DEVICES": "2"}
+            continue
         else:
             assert program == "fastffn", f"the README shows an unknown program: {line}"
-            short = SHORTER.get(arguments[0], [])
-            result = run([sys.executable, "-m", "fastffn_cli", *arguments, *short], tmp_path)
+            short = [] if "--dry-run" in arguments else SHORTER.get(arguments[0], [])
+            words = [sys.executable, "-m", "fastffn_cli", *arguments, *short]
+            result = run(words, tmp_path, env if "npu" in arguments else {})
         assert result.returncode == 0, f"{line}\n{result.stderr}"
         executed += 1
     assert executed >= 12

@@ -58,12 +58,14 @@ def run(
     place = use_device(section.device, threads=section.cpu_threads, fast_math=section.cpu_fast_math)
 
     from fastffn_cli.engine import bench
-    from fastffn_cli.engine.precision import choose_precision
+    from fastffn_cli.engine.precision import settle_precision
 
     settled = _with_vocabulary(resolved)
-    _, ignored = choose_precision(settled.Engine.mix_precision, place)
+    _, ignored, plain = settle_precision(settled, place)
     if ignored:
         ui.warn(ignored)
+    if plain:
+        ui.notice(plain)
     comparison = bench.compare(settled, place, steps=steps, rounds=rounds, say=ui.say)
     if as_json:
         ui.data_json(bench.as_json(comparison, settled, place))

@@ -89,7 +89,10 @@ def _load(config: str | None, override: list[str] | None, *, listed: bool = Fals
     """
     from fastffn_cli.config.load import default_config, load_config
 
-    resolved = load_config(config, override or ()) if config else default_config(override or ())
+    overrides = override or ()
+    resolved = (
+        load_config(config, overrides, processes=None) if config else default_config(overrides)
+    )
     for line in resolved.warnings:
         ui.warn(line)
     for line in resolved.notices:

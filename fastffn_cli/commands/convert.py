@@ -159,10 +159,12 @@ def run(
     """
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.interrupt import end_on_sigterm
+
+    use_device(device or "auto")
+
     from fastffn_cli.interop.transfer import Wish, plan_transfer, run_transfer
     from fastffn_cli.tasks.causal_lm import CausalLM
 
-    use_device(device or "auto")
     plan = plan_transfer(
         Wish(
             path=checkpoint,

@@ -130,6 +130,7 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
             for each in run["switches"]
         ),
         ("device", run["device"] or "unknown"),
+        *_layout_rows(run),
         ("steps", f"{run['steps']:,} of {planned:,}" if planned else f"{run['steps']:,}"),
         ("tokens", f"{run['tokens']:,}"),
     ]
@@ -143,12 +144,20 @@ def _run_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("validation", f"{text}; best {best['loss']:.4f} at step {best['step']}"))
     speed = run["tokens_per_s"]
     rows.append(("speed", f"{speed:,.0f} tokens/s (median)" if speed else "not known yet"))
-    processes = f" in {run['processes']} processes" if run["processes"] > 1 else ""
-    rows.append(("time", f"{ui.duration(run['wall_s'])}{processes}"))
+    starts = f" in {run['processes']} starts" if run["processes"] > 1 else ""
+    rows.append(("time", f"{ui.duration(run['wall_s'])}{starts}"))
     for saved in run["checkpoints"]:
         state = f"DAMAGED: {saved['damage']}" if saved["damage"] else ui.size(saved["bytes"])
         rows.append(("checkpoint", f"{saved['name']}  {state}"))
     return rows
+
+
+def _layout_rows(run: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say in how many processes a run was trained; nothing of one."""
+    if run["cards"] == 1:
+        return []
+    layout = f": {run['layout']}" if run["layout"] else ""
+    return [("layout", f"{run['cards']} processes{layout}")]
 
 
 def _model_text(described: dict[str, Any]) -> str:
@@ -215,7 +224,7 @@ def _inspect_mindrecord(path: Path, plot: Path | None, tensors: bool, as_json: b
             ("first row", " ".join(map(str, record["first"]))),
         ]
     )
-    ui.say(f"next: fastffn prepare {path} --out DIR")
+    ui.say(f"next: fastffn prepare {shlex.quote(str(path))} --out DIR")
 
 
 def _foreign_rows(checkpoint: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,5 +138,5 @@ def _describe(meta: dict[str, Any], out: Path, seconds: float) -> list[tuple[str
     return [
         *lines,
         ("time", f"{ui.duration(seconds)}, {speed}"),
-        ("next", f"fastffn pretrain -c CONFIG -o Data.dataset.input_dir={out}"),
+        ("next", f"fastffn pretrain -c CONFIG -o {shlex.quote(f'Data.dataset.input_dir={out}')}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +31,14 @@ def train(
 ) -> None:
     """Run one training stage from the options of its command."""
     from fastffn_cli.config.load import load_config
+    from fastffn_cli.distributed import job
     from fastffn_cli.distributed.cards import parse_cards
 
     if plan is not None and not dry_run:
         raise UserError("--plan proposes layouts on paper", hint=f"Type --dry-run --plan {plan}")
     cards = None if plan is None else parse_cards(plan)
-    resolved = load_config(config, overrides or (), device=device, plan_only=dry_run)
+    processes = None if dry_run else job.world_size()
+    resolved = load_config(config, overrides or (), device=device, processes=processes)
     from fastffn_cli.engine.device import use_device
 
     section = resolved.config.Global
@@ -43,6 +46,8 @@ def train(
         section.device, threads=section.cpu_threads, fast_math=section.cpu_fast_math
     )
 
+    from fastffn_cli.distributed.layout import read_layout
+    from fastffn_cli.distributed.parallelism import join
     from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.fit import fit
     from fastffn_cli.engine.run_card import card_rows
@@ -52,54 +57,68 @@ def train(
     blueprint = draw_blueprint(
         resolved, chosen, stage=stage, resume=resume, start_from=start_from, dry_run=dry_run
     )
-    for notice in blueprint.notices:
-        ui.notice(notice)
-    for warning in blueprint.warnings:
-        ui.warn(warning)
-    title = f"fastffn {stage} · {blueprint.run_dir}"
-    ui.card(title, card_rows(blueprint), to_stdout=dry_run)
+    speaks = job.is_main()  # for all processes of the job
+    if speaks:
+        for notice in blueprint.notices:
+            ui.notice(notice)
+        for warning in blueprint.warnings:
+            ui.warn(warning)
+        title = f"fastffn {stage} · {blueprint.run_dir}"
+        ui.card(title, card_rows(blueprint), to_stdout=dry_run)
     if dry_run:
         if cards is not None:
             _show_proposals(blueprint, cards)
-        ui.say("dry run: everything fits together, nothing was written")
+        ui.say(f"dry run: {_verdict(blueprint)}, nothing was written")
         return
     if _is_complete(blueprint):
         return
-    session = build_session(blueprint, CausalLM)
+    session = build_session(blueprint, CausalLM, join(read_layout(blueprint.config)))
     try:
         summary = fit(session, ui.TrainingView())
     finally:
         session.run.close()
-    _say_end(session.config, blueprint, summary)
+    if speaks:
+        _say_end(session.config, blueprint, summary)
+
+
+def _verdict(blueprint: Blueprint) -> str:
+    if blueprint.resolved.planned_only:
+        return "planned only, as the warnings say"
+    if blueprint.exceeds_memory:
+        return "it needs more memory than there is"
+    return "everything fits together"
 
 
 def _show_proposals(blueprint: Blueprint, cards: Cards) -> None:
     from fastffn_cli.distributed import plan_text
     from fastffn_cli.distributed.layout import read_layout
-    from fastffn_cli.distributed.proposals import propose
+    from fastffn_cli.distributed.proposals import allows_any, propose
     from fastffn_cli.engine.blueprint import trained_models
     from fastffn_cli.engine.out_of_memory import USABLE
     from models.gpt import count_parameters
 
     config = blueprint.config
+    model = max(trained_models(config, blueprint.model), key=count_parameters)
+    seq_len, batch_size = config.Data.dataset.max_seq_len, blueprint.plan.batch_size
     plans = propose(
-        max(trained_models(config, blueprint.model), key=count_parameters),
-        config.Data.dataset.max_seq_len,
+        model,
+        seq_len,
         cards.count,
         int(USABLE * cards.memory_bytes),
-        blueprint.plan.batch_size,
+        batch_size,
         cards.chip,
         half=read_layout(config).half,
-        sequence_parallel=False,  # there is no key to ask for it
     )
     what = f"{cards.count} cards of {ui.size(cards.memory_bytes)}, {cards.chip.name}"
     if not plans:
+        remedy = "take a number of cards that divides the batch, the layers or the heads"
+        if allows_any(model, seq_len, cards.count, batch_size, cards.chip):
+            remedy = "take more cards, or cards with more memory"
         ui.warn(
-            f"no layout of this model and its global_batch_size {blueprint.plan.batch_size} fits "
-            f"{what}: take more cards, or a batch that they divide"
+            f"no layout of this model and its global_batch_size {batch_size} fits {what}: {remedy}"
         )
         return
-    title = f"layouts for {what}, filled to {USABLE:.0%} at most"
+    title = f"layouts for {what}, filled to {USABLE:.0%} at most, fastest first"
     ui.table(title, plan_text.COLUMNS, plan_text.proposal_rows(plans[:MOST_PROPOSALS]))
     ui.say(plan_text.assumptions(cards.chip))
     for remark in plans[0].remarks:
@@ -133,7 +152,6 @@ def _say_end(config: Config, blueprint: Blueprint, summary: Summary) -> None:
     ui.say(f"  loss curve  {blueprint.run_dir / 'loss.png'}")
     from models.ffn import is_mergeable
 
-    if not config.Model.is_dense and is_mergeable(config.Model.ffn.model_dump()):
-        ui.say(f"  next        fastffn convert {summary.checkpoint}")
-    else:
-        ui.say(f"  next        fastffn eval {summary.checkpoint}")
+    merges = not config.Model.is_dense and is_mergeable(config.Model.ffn.model_dump())
+    words = ["fastffn", "convert" if merges else "eval", str(summary.checkpoint)]
+    ui.say(f"  next        {shlex.join(words)}")

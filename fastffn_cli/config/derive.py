@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastffn_cli.config.origin import Origin
@@ -12,6 +13,7 @@ GLOBAL = "Data.batch_size.global_batch_size"
 LOCAL = "Data.batch_size.local_batch_size"
 MICRO = "Data.batch_size.micro_batch_size"
 ACCUMULATE = "Engine.accumulate_steps"
+DATA_DEGREES = ("Distributed.dp_degree", "Distributed.sharding.sharding_degree")
 PURE_FP16 = "Engine.mix_precision.use_pure_fp16"
 ENABLE = "Engine.mix_precision.enable"
 
@@ -25,6 +27,12 @@ def yield_to_overrides(tree: Branch) -> None:
     """
     sizes = (GLOBAL, LOCAL, MICRO, ACCUMULATE)
     if not any(_overridden(tree, key) for key in sizes):
+        if any(_overridden(tree, key) for key in DATA_DEGREES):
+            # The same step on other cards: what the file says of one card's share is of its own.
+            if _value(tree, GLOBAL) is not None:
+                _drop(tree, LOCAL)
+            _drop(tree, ACCUMULATE)
+            _settle_micro(tree)
         _settle_precision(tree)
         return
     if not _overridden(tree, ACCUMULATE):
@@ -46,9 +54,14 @@ def yield_to_overrides(tree: Branch) -> None:
 
 
 def _settle_micro(tree: Branch) -> None:
-    """Drop a file's micro batch that is larger than the step's batch: it becomes equal to it."""
-    micro = _value(tree, MICRO)
-    batch = [size for size in (_value(tree, LOCAL), _value(tree, GLOBAL)) if type(size) is int]
+    """Drop a file's micro batch that is larger than a card's batch: it becomes equal to it."""
+    micro, local, total = (_value(tree, key) for key in (MICRO, LOCAL, GLOBAL))
+    cards = math.prod(
+        degree for key in DATA_DEGREES if type(degree := _value(tree, key)) is int and degree > 0
+    )
+    batch = [local] if type(local) is int else []
+    if type(total) is int:
+        batch.append(total // cards)
     if type(micro) is int and batch and micro > min(batch):
         _drop(tree, MICRO)
 

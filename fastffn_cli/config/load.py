@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastffn_cli.config import rules, rules_ffn, rules_schedule  # noqa: F401  (register the rules)
+from fastffn_cli.config import (  # noqa: F401  (they register the rules)
+    rules,
+    rules_distributed,
+    rules_ffn,
+    rules_schedule,
+)
 from fastffn_cli.config.derive import derive_values, yield_to_overrides
 from fastffn_cli.config.dialect import read_dialect
 from fastffn_cli.config.dialect_reading import Move
@@ -18,6 +23,7 @@ from fastffn_cli.config.facts import Facts
 from fastffn_cli.config.fleetx_traps import find_index_caches, find_traps
 from fastffn_cli.config.keys import all_keys
 from fastffn_cli.config.layers import STDIN, LayerReader, cover, show_path
+from fastffn_cli.config.mindformers import is_mindformers, read_mindformers
 from fastffn_cli.config.origin import DEFAULT, DERIVED, Origin, Problem, sort_problems
 from fastffn_cli.config.overrides import apply_device, apply_overrides
 from fastffn_cli.config.recipes import apply_recipe
@@ -37,7 +43,8 @@ class Resolved:
 
     `origins` has every dotted key of `config`. `warnings` are probably mistakes, `notices` are good
     to know; both are complete lines with their place. `dialect` tells what became of keys that
-    FleetX calls otherwise; its `summary` is one of the notices.
+    FleetX calls otherwise; its `summary` is one of the notices. `planned_only` says that training
+    would refuse it, as warnings tell; a plan of processes alone may be so.
     """
 
     config: Config
@@ -47,6 +54,7 @@ class Resolved:
     source: str
     overrides: tuple[str, ...]
     dialect: Dialect = NATIVE
+    planned_only: bool = False
 
     @property
     def moves(self) -> tuple[Move, ...]:
@@ -74,20 +82,21 @@ def load_config(
     *,
     device: str | None = None,
     facts: Facts | None = None,
-    plan_only: bool = False,
+    processes: int | None = 1,
 ) -> Resolved:
     """Read, merge, check and complete a configuration.
 
     `source` is a path, the bare name of a shipped config, or `-` for stdin; `overrides` are the
     arguments of `-o`; `device` is short for a last override of `Global.device`; `facts` lie below
-    the file; `plan_only` lets degrees of parallelism pass, for a plan of a run on many cards.
+    the file; `processes` are those of this job, which the degrees of parallelism must multiply to
+    (None: any number, for a plan).
 
     Raises ConfigError with all problems together, each with its place.
     """
     reader = LayerReader()
     tree = reader.read(source)
     name = STDIN if source == "-" else show_path(find_config_file(source))
-    return _resolve(reader, tree, name, overrides, device, facts, plan_only=plan_only)
+    return _resolve(reader, tree, name, overrides, device, facts, processes=processes)
 
 
 def resolve_layers(
@@ -118,7 +127,8 @@ def parse_config_file(path: str | os.PathLike[str]) -> Config:
     if not file.is_file():
         raise ConfigError(str(file), [f"there is no file '{file}'"])
     reader = LayerReader()
-    return _resolve(reader, reader.read_file(file), show_path(file), (), None).config
+    tree = reader.read_file(file)
+    return _resolve(reader, tree, show_path(file), (), None, processes=None).config
 
 
 def _resolve(
@@ -129,16 +139,19 @@ def _resolve(
     device: str | None,
     facts: Facts | None = None,
     *,
-    plan_only: bool = False,
+    processes: int | None = 1,
 ) -> Resolved:
     problems = list(reader.problems)
     tree = apply_overrides(tree, overrides, problems)
     if device is not None:
         tree = apply_device(tree, device)
     rank = _ranks(reader, overrides)
-    reading = read_dialect(tree, rank)
+    if is_mindformers(tree):
+        reading = read_mindformers(tree, rank)
+    else:
+        reading = read_dialect(tree, rank)
+        find_traps(reading)
     tree = reading.tree
-    find_traps(reading)
     problems += reading.problems
     tree = apply_recipe(tree, rank)
     if facts is not None:
@@ -147,7 +160,7 @@ def _resolve(
     written = {move.target: move.source for move in reading.moves if move.target is not None}
     config, invalid = validate_tree(tree, problems, written)
     given = {".".join(path): leaf.origin for path, leaf in tree.leaves() if leaf.value is not None}
-    review = review_config(config, given, invalid, plan_only=plan_only)
+    review = review_config(config, given, invalid, processes=processes)
     problems += review.problems
     if problems:
         lines = [
@@ -168,6 +181,7 @@ def _resolve(
         source=name,
         overrides=tuple(overrides),
         dialect=dialect,
+        planned_only=review.planned_only,
     )
 
 

@@ -18,8 +18,9 @@ from fastffn_cli.config.schema import Config
 class Review:
     """A Config under review, the places of what the user wrote, and what was found.
 
-    `without_effect` has the reason for each such key that was given, whatever its value. Where
-    nothing but a plan is made (`plan_only`), there may be more processes than can be run.
+    `without_effect` has the reason for each such key that was given, whatever its value.
+    `processes` is how many there are to run it; None where nothing is run, or only planned: what
+    training would refuse is then a warning, and `planned_only` is true.
     """
 
     config: Config
@@ -28,7 +29,8 @@ class Review:
     warnings: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
     without_effect: dict[str, str] = field(default_factory=dict)
-    plan_only: bool = False
+    processes: int | None = 1
+    planned_only: bool = False
 
     def place(self, keys: tuple[str, ...]) -> Origin:
         """Return the place of the first key that the user wrote."""
@@ -41,6 +43,14 @@ class Review:
     def error(self, text: str, *keys: str) -> None:
         """Add something that has to change."""
         self.problems.append(Problem(self.place(keys), text))
+
+    def refuse(self, text: str, *keys: str) -> None:
+        """Add something that has to change before it can be trained, and may be planned."""
+        if self.processes is not None:
+            self.error(text, *keys)
+            return
+        self.planned_only = True
+        self.warn(f"planned only: {text}", *keys)
 
     def warn(self, text: str, *keys: str) -> None:
         """Add something that is probably not meant."""
@@ -66,10 +76,10 @@ def reads(*keys: str) -> Callable[[Rule], Rule]:
 
 
 def review_config(
-    config: Config, given: Mapping[str, Origin], invalid: set[str], *, plan_only: bool = False
+    config: Config, given: Mapping[str, Origin], invalid: set[str], *, processes: int | None = 1
 ) -> Review:
     """Run every rule whose keys are valid."""
-    review = Review(config, given, plan_only=plan_only)
+    review = Review(config, given, processes=processes)
     for keys, rule in _RULES:
         if not any(_touches(key, bad) for key in keys for bad in invalid):
             rule(review)

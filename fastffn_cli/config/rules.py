@@ -17,8 +17,6 @@ def _batch_sizes_agree(review: Review) -> None:
     steps = review.config.Engine.accumulate_steps
     data = review.config.Distributed.data_degree
     if data > 1:
-        if not review.plan_only:
-            return  # refused by its own rule
         if not _data_parallel_agrees(review, data):
             return
         total = None if total is None else total // data
@@ -142,6 +140,17 @@ def _learning_rates(review: Review) -> None:
     written = review.wrote(prefix + "warmup_rate")
     if lr.warmup_steps is not None and written and lr.warmup_rate != usual.warmup_rate:
         review.note("warmup_rate has no effect beside warmup_steps", prefix + "warmup_rate")
+
+
+@reads("Optimizer.lr")
+def _shape_has_its_options(review: Review) -> None:
+    lr = review.config.Optimizer.lr
+    for name, value, shape, usual in (
+        ("power", lr.power, "polynomial", 1.0),
+        ("num_cycles", lr.num_cycles, "cosine_restarts", 0.5),
+    ):
+        if lr.name != shape and value != usual:
+            review.note(f"{name} has no effect on a {lr.name} schedule", f"Optimizer.lr.{name}")
 
 
 @reads("Optimizer.lr", "Engine.max_steps")
@@ -268,31 +277,6 @@ def _no_beam_search(review: Review) -> None:
         )
 
 
-@reads("Distributed", "Inference.mp_degree", "Global.device")
-def _one_process(review: Review) -> None:
-    degrees = review.config.Distributed
-    for key, degree in (
-        ("Distributed.dp_degree", degrees.dp_degree),
-        ("Distributed.mp_degree", degrees.mp_degree),
-        ("Distributed.pp_degree", degrees.pp_degree),
-        ("Distributed.sharding.sharding_degree", degrees.sharding.sharding_degree),
-        ("Inference.mp_degree", review.config.Inference.mp_degree),
-    ):
-        if degree > 1 and not (review.plan_only and key.startswith("Distributed.")):
-            review.error(
-                f"{key.rpartition('.')[2]} {degree} needs `fastffn launch`, which is not in this "
-                "version: set it to 1",
-                key,
-            )
-    if "," in review.config.Global.device:
-        device = review.config.Global.device
-        review.error(
-            f"device {device} names several devices, which needs `fastffn launch`, not in this "
-            f"version: write {device.partition(',')[0]}",
-            "Global.device",
-        )
-
-
 NO_EFFECT = {
     "Engine.test_iters": "fastffn eval reads the whole test part",
     "Model.type_vocab_size": "a GPT has no token types",
@@ -307,19 +291,7 @@ NO_EFFECT = {
     "Profiler.detailed": "there is no profiler in this version",
     "Offline_Eval.logging_freq": "evaluation shows its progress",
     "Offline_Eval.ckpt_dir": "name the checkpoint on the command line",
-    "Distributed.sharding.sharding_offload": "there is one process",
 }
-
-
-@reads("Distributed.sharding")
-def _stage_needs_degree(review: Review) -> None:
-    sharding = review.config.Distributed.sharding
-    if sharding.sharding_stage > 1 and sharding.sharding_degree == 1:
-        review.warn(
-            f"sharding_stage {sharding.sharding_stage} has no effect while sharding_degree is 1: "
-            "nothing is shared. Remove it, or set sharding_degree",
-            "Distributed.sharding.sharding_stage",
-        )
 
 
 @reads()

@@ -25,14 +25,19 @@ from fastffn_cli.config.schema_training import (
     ScheduleSection,
 )
 
-DEVICE_PATTERN = r"auto|cpu|(gpu|npu)(:\d+(,\d+)*)?"
+# A plugin may register any type of device; what is not there is told where the device is asked for.
+DEVICE_PATTERN = r"[a-z][a-z0-9_]*(:\d+(,\d+)*)?"
+# What other frameworks call devices: no plugin's types, and `validate` knows what is meant.
+FOREIGN_DEVICES = frozenset({"cuda", "nvidia", "ascend", "host"})
 
 
 class GlobalSection(Block):
     """Device, seed and threads."""
 
     device: Text = Field(
-        default="auto", description="auto, cpu, gpu, npu, or with a number: gpu:0, npu:1."
+        default="auto",
+        description="auto, cpu, gpu, npu or another type that a plugin registers, or with a "
+        "number: gpu:0, npu:1.",
     )
     seed: Integer = Field(
         default=1024, ge=0, lt=2**31, description="Seed of weights, dropout and data order."
@@ -49,8 +54,12 @@ class GlobalSection(Block):
     @field_validator("device")
     @classmethod
     def _check_device(cls, value: str) -> str:
-        if not re.fullmatch(DEVICE_PATTERN, value):
-            raise ValueError("must be auto, cpu, gpu, npu, gpu:0 or npu:0")
+        kind, _, index = value.partition(":")
+        known = re.fullmatch(DEVICE_PATTERN, value) and kind not in FOREIGN_DEVICES
+        if not known or (kind in ("auto", "cpu") and index):
+            raise ValueError(
+                "must be auto, cpu, gpu, npu or a plugin's type, or with a number: gpu:0, npu:0"
+            )
         return value
 
 
@@ -71,6 +80,11 @@ class ModelSection(Block):
         default=None,
         ge=1,
         description="Width inside the feed-forward layers (blank: 4 times hidden_size).",
+    )
+    hidden_act: Literal["gelu", "fast_gelu"] = Field(
+        default="gelu",
+        description="Activation of the feed-forwards: gelu = its tanh form, as in GPT-2; fast_gelu "
+        "= x sigmoid(1.702 x), as in MindFormers' GPT2-13B (Hugging Face's quick_gelu).",
     )
     hidden_dropout_prob: Number = Field(
         default=0.1,
@@ -105,6 +119,12 @@ class ModelSection(Block):
     )
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = Field(
         default="full", description="What use_recompute recomputes; full needs the least memory."
+    )
+    use_flash_attn: Flag = Field(
+        default=False,
+        description="Attend with the device's fused operator, in half precision on a GPU or NPU; "
+        "where there is none that works, plainly, with a notice. Its dropout is of other random "
+        "numbers.",
     )
     masked_token_id: Integer | None = Field(
         default=None,
@@ -149,27 +169,36 @@ class Sharding(Block):
     sharding_degree: Integer = Field(
         default=1,
         ge=1,
-        description="Processes that share optimizer states; only 1 in this version.",
+        description="Data parallel processes that share optimizer states.",
     )
     sharding_stage: Literal[1, 2, 3] = Field(
         default=1,
         description="What is shared: 1 optimizer states, 2 also gradients, 3 also weights.",
     )
     sharding_offload: Flag = Field(
-        default=False, description="Keep the shared states in host memory."
+        default=False, description="Keep the shared states in host memory: not in this version."
     )
 
 
 class DistributedSection(Block):
-    """Degrees of parallelism; this version runs on one device."""
+    """Degrees of parallelism: they multiply to the number of processes, one a device."""
 
     dp_degree: Integer = Field(
-        default=1, ge=1, description="Data parallel processes; only 1 so far."
+        default=1, ge=1, description="Data parallel processes: each reads its rows of a batch."
     )
     mp_degree: Integer = Field(
-        default=1, ge=1, description="Tensor parallel processes; only 1 so far."
+        default=1,
+        ge=1,
+        description="Tensor parallel processes: they split attention heads and feed-forwards.",
     )
-    pp_degree: Integer = Field(default=1, ge=1, description="Pipeline stages; only 1 so far.")
+    pp_degree: Integer = Field(
+        default=1, ge=1, description="Pipeline stages: each process holds some of the layers."
+    )
+    sequence_parallel: Flag = Field(
+        default=False,
+        description="Tensor parallel processes also divide what lies between attention and "
+        "feed-forwards, along time.",
+    )
     sharding: Sharding = Field(
         default_factory=Sharding, description="Sharded optimizer states, for several processes."
     )
@@ -178,6 +207,11 @@ class DistributedSection(Block):
     def data_degree(self) -> int:
         """Processes that read sequences of their own."""
         return self.dp_degree * self.sharding.sharding_degree
+
+    @property
+    def processes(self) -> int:
+        """All of them."""
+        return self.data_degree * self.mp_degree * self.pp_degree
 
 
 class FusedSection(Block):
@@ -315,7 +349,8 @@ class Config(Block):
     )
     Distributed: DistributedSection = Field(
         default_factory=DistributedSection,
-        description="Degrees of parallelism; this version runs on one device.",
+        description="Degrees of parallelism: they multiply to the number of processes, one a "
+        "device.",
     )
     Fused: FusedSection = Field(
         default_factory=FusedSection, description="FleetX's fused buffers; no effect."

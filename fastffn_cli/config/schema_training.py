@@ -85,7 +85,10 @@ class EngineSection(Block):
         default=500, description="Steps between two evaluations in the loop; 0 or less: none."
     )
     eval_iters: Integer = Field(
-        default=10, ge=1, description="Batches of one evaluation in the loop."
+        default=10,
+        ge=1,
+        description="Batches of one evaluation in the loop, each of micro_batch_size sequences on "
+        "every data parallel process: losses of layouts that differ in that are of other samples.",
     )
     test_iters: Integer | None = Field(
         default=None,
@@ -111,12 +114,14 @@ class BatchSize(Block):
     global_batch_size: Integer | None = Field(
         default=None,
         ge=1,
-        description="Sequences of one step over all processes (blank: local_batch_size).",
+        description="Sequences of one step over all processes (blank: local_batch_size times "
+        "dp_degree times sharding_degree).",
     )
     local_batch_size: Integer | None = Field(
         default=None,
         ge=1,
-        description="Sequences of one step on one process (blank: global_batch_size).",
+        description="Sequences of one step on one data parallel process (blank: "
+        "global_batch_size / (dp_degree x sharding_degree)).",
     )
     micro_batch_size: Integer = Field(
         default=8, ge=1, description="Sequences of one forward pass; it divides local_batch_size."
@@ -184,10 +189,23 @@ class DataSection(Block):
 class LearningRate(Block):
     """The schedule: linear warm-up to max_lr, then down to min_lr."""
 
-    name: Literal["cosine", "linear", "constant", "mindspore_cosine"] = Field(
+    name: Literal[
+        "cosine", "linear", "constant", "polynomial", "cosine_restarts", "mindspore_cosine"
+    ] = Field(
         default="cosine",
         description="Shape after the warm-up; constant stays at max_lr, mindspore_cosine is the "
         "original FastFFN's: 0 at the first step, and a cosine that counts from it.",
+    )
+    power: Number = Field(
+        default=1.0, gt=0, description="Exponent of polynomial; 1 is a straight line."
+    )
+    num_cycles: Number = Field(
+        default=0.5, gt=0, description="Falls of cosine_restarts; each begins at max_lr again."
+    )
+    count_from: Literal[0, 1] = Field(
+        default=1,
+        description="Number of the first step in the formula: with 0, as in MindFormers, a warm-up "
+        "begins with a step of learning rate 0.",
     )
     decay_steps: Integer | None = Field(
         default=None,

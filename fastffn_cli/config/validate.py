@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from fastffn_cli.config.ffn import FFN_KINDS
 from fastffn_cli.config.fleetx_keys import FOREIGN, FOREIGN_BLOCKS
 from fastffn_cli.config.keys import Key, all_keys, leaf_keys, sections, suggest_key
+from fastffn_cli.config.mindformers_keys import ALIASES, KEYS, MARKS
 from fastffn_cli.config.origin import DEFAULT, Origin, Problem
 from fastffn_cli.config.scalars import parse_scalar
 from fastffn_cli.config.schema import Config
@@ -35,6 +36,7 @@ _OTHER_NAMES = {
     "fp16": "float16", "bf16": "bfloat16", "adam": "AdamW", "fusedadamw": "AdamW",
     "cosineannealingwithwarmupdecay": "cosine", "lineardecaywithwarmup": "linear",
     "cuda": "gpu", "cuda:0": "gpu:0", "ascend": "npu",
+    "quick_gelu": "fast_gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
     "greedy": "greedy_search", "sample": "sampling", "lowrank": "low_rank", "low-rank": "low_rank",
 }  # fmt: skip
 
@@ -144,6 +146,8 @@ def _explain_unknown(dotted: str, key: Key | None, tree: Branch) -> str:
         )
     if "." not in dotted:
         whole = _whole_path(dotted, tree)
+        if theirs := _explain_mindformers(dotted, whole):
+            return theirs
         if hint := suggest_key(whole) or suggest_key(dotted):
             what = "key" if "." in hint else "section"
             return f"unknown {what} '{whole if '.' in hint else dotted}'.{hint}"
@@ -152,6 +156,19 @@ def _explain_unknown(dotted: str, key: Key | None, tree: Branch) -> str:
             return f"unknown section '{dotted}'. Did you mean '{near[0]}'?"
         return f"unknown section '{dotted}'. Sections: {', '.join(sections())}"
     return f"unknown key '{dotted}'.{_suggest(dotted) or _list_siblings(dotted)}"
+
+
+def _explain_mindformers(section: str, whole: str) -> str:
+    """Tell of MindFormers' spelling of an override on a file that is not MindFormers'."""
+    rule = KEYS.get(ALIASES.get(whole, whole)) if "." in whole else None
+    if rule is None and section not in MARKS:
+        return ""
+    ours = (
+        f"type {rule.to}"
+        if rule and isinstance(rule.to, str)
+        else "`fastffn config` lists our keys"
+    )
+    return f"'{whole}' is MindFormers' spelling, for MindFormers' own files: {ours}"
 
 
 def _suggest(dotted: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastffn_cli.engine.chips import CHIPS, Chip
 from fastffn_cli.errors import UserError
 
+MOST_CARDS = 1_000_000
 PATTERN = re.compile(r"(\d+)x(\d+(?:\.\d+)?)(?:G|GB|GiB)(?::(\w+))?", re.IGNORECASE)
 
 
@@ -31,6 +32,11 @@ def parse_cards(text: str) -> Cards:
         raise UserError(
             f"--plan {text}: cards x memory of each is expected",
             hint=f"Type --plan 32x32GB, or with the chip ({', '.join(CHIPS)}): --plan 32x64GB:910B",
+        )
+    if len(found[1]) > 9 or int(found[1]) > MOST_CARDS:
+        raise UserError(
+            f"--plan {text}: a plan has at most {MOST_CARDS:,} cards",
+            hint="Type --plan 32x32GB",
         )
     size = float(found[2])
     chip = _chip_of_size(size) if found[3] is None else _find_chip(text, found[3])

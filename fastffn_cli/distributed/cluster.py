@@ -92,13 +92,14 @@ def node_of(cluster: HasNodes, name: str | None = None) -> int:
     Raises `UserError` naming the machines there are.
     """
     known = _names_of(name) if name else _own_names()
-    for index, node in enumerate(cluster.nodes):
-        if node.host in known:
-            return index
+    for names in ({name}, known):  # as it is written, before another name of the same address
+        for index, node in enumerate(cluster.nodes):
+            if node.host in names:
+                return index
     hosts = ", ".join(node.host for node in cluster.nodes)
     raise UserError(
         f"{name or 'this machine'} ({', '.join(sorted(known))}) is none of these: {hosts}",
-        hint="The name or address must be the one that stands in the table.",
+        hint="Name the machine as the table does: --node HOST.",
     )
 
 

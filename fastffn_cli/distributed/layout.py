@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fastffn_cli.config.review import nearest_divisor
 from fastffn_cli.config.schema import Config
-from fastffn_cli.engine.share import Share, hidden_units
+from fastffn_cli.engine.share import SPLIT_ALONG_F, SPLIT_ALONG_WIDTH, Share, hidden_units
 from fastffn_cli.errors import ConfigError
 from models.gpt import GPTConfig
 
@@ -99,6 +99,7 @@ def read_layout(config: Config) -> Layout:
         sharding_stage=degrees.sharding.sharding_stage,
         micro_batch_size=config.Data.batch_size.micro_batch_size,
         micro_batches=rounds,
+        sequence_parallel=degrees.sequence_parallel and degrees.mp_degree > 1,
         recompute=config.Model.use_recompute,
         half=bool(mix.enable) and mix.level == "O2",
     )
@@ -146,17 +147,6 @@ def _below_one(layout: Layout) -> list[str]:
     return problems
 
 
-def find_remarks(model: GPTConfig, layout: Layout) -> list[str]:
-    """Return what is allowed and good to know."""
-    rows, mp = model.vocab_size, layout.mp
-    if rows % mp == 0:
-        return []
-    return [
-        f"mp_degree {mp} does not divide vocab_size {rows}: every card has the whole table of the "
-        f"tokens and computes all logits; a vocab_size of {-(-rows // mp) * mp} would be split"
-    ]
-
-
 def _tensor_problems(model: GPTConfig, seq_len: int, layout: Layout) -> list[str]:
     mp, heads = layout.mp, model.num_attention_heads
     if mp == 1:
@@ -180,12 +170,13 @@ def _tensor_problems(model: GPTConfig, seq_len: int, layout: Layout) -> list[str
     for spec in {repr(spec): spec for spec in model.ffn_specs}.values():
         kind, units = spec.get("kind", "dense"), hidden_units(spec, model.ffn_shape)
         if units is None:
+            *kinds, last = (*SPLIT_ALONG_F, *SPLIT_ALONG_WIDTH)
             problems.append(
                 f"feed-forwards of kind {kind} are not split among cards: set mp_degree to 1, or "
-                "Model.ffn.kind to dense, low_rank, narrow or thin"
+                f"Model.ffn.kind to {', '.join(kinds)} or {last}"
             )
         elif units % mp:
-            width = "Model.ffn.width" if kind in ("narrow", "thin") else "ffn_hidden_size"
+            width = "Model.ffn.width" if kind in SPLIT_ALONG_WIDTH else "ffn_hidden_size"
             problems.append(
                 f"mp_degree {mp} does not divide the {units} hidden units of the feed-forwards: "
                 f"set mp_degree to {nearest_divisor(units, mp)}, or {width} to "

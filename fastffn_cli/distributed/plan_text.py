@@ -11,8 +11,8 @@ from fastffn_cli.ui import number, size
 COLUMNS = ("layout", "a card", "sends a step", "waits", "bubble", "tokens/s")
 
 
-def card_plan_rows(plan: CardPlan) -> list[tuple[str, str]]:
-    """Return (label, text) rows of one layout."""
+def card_plan_rows(plan: CardPlan, precision: str) -> list[tuple[str, str]]:
+    """Return (label, text) rows of one layout, trained in `precision`: `float16 O2`."""
     layout, fixed, traffic = plan.layout, plan.fixed, plan.traffic
     stage = f", stage {plan.stage + 1} of {layout.pp}" if layout.pp > 1 else ""
     sent = {
@@ -23,8 +23,8 @@ def card_plan_rows(plan: CardPlan) -> list[tuple[str, str]]:
         ("layout", f"{layout.cards} cards: {layout.describe()}"),
         (
             "per card",
-            f"{number(plan.parameters)} parameters, about {size(plan.memory)}: weights "
-            f"{size(fixed.weights)}, gradients {size(fixed.gradients)}, optimizer "
+            f"{number(plan.parameters)} parameters, {precision}, about {size(plan.memory)}: "
+            f"weights {size(fixed.weights)}, gradients {size(fixed.gradients)}, optimizer "
             f"{size(fixed.optimizer)}, activations {size(plan.activations)} (the fullest{stage})",
         ),
         (
@@ -57,7 +57,7 @@ def proposal_rows(plans: Sequence[CardPlan]) -> list[tuple[str, ...]]:
 
 
 def overrides(plan: CardPlan) -> list[str]:
-    """Return the overrides that ask for a plan's layout, which has no sequence parallelism."""
+    """Return the overrides that ask for a plan's layout."""
     layout = plan.layout
     degrees = {
         "Distributed.dp_degree": layout.dp, "Distributed.mp_degree": layout.mp,
@@ -67,7 +67,11 @@ def overrides(plan: CardPlan) -> list[str]:
     words = [f"{key}={degree}" for key, degree in degrees.items()]
     words.append(f"Distributed.sharding.sharding_stage={layout.sharding_stage}")
     words.append(f"Data.batch_size.micro_batch_size={layout.micro_batch_size}")
-    return [*words, f"Model.use_recompute={str(layout.recompute).lower()}"]
+    flags = {
+        "Distributed.sequence_parallel": layout.sequence_parallel,
+        "Model.use_recompute": layout.recompute,
+    }
+    return [*words, *(f"{key}={str(flag).lower()}" for key, flag in flags.items())]
 
 
 def assumptions(chip: Chip) -> str:

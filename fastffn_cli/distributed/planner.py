@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastffn_cli.config.review import divisors
-from fastffn_cli.distributed.layout import Layout, check_layout, find_remarks
+from fastffn_cli.distributed.layout import Layout, check_layout
 from fastffn_cli.distributed.traffic import Traffic, count_traffic, estimate_waiting
 from fastffn_cli.engine.chips import Chip
 from fastffn_cli.engine.memory import FixedBytes, count_fixed, estimate_memory
@@ -79,7 +79,7 @@ def estimate_card(
     stage = fullest_stage(model, seq_len, layout)
     share = layout.share(model, stage)
     memory = estimate_memory(model, seq_len, half=layout.half, share=share)
-    remarks = find_remarks(model, layout)
+    remarks = []
     speed = None
     if chip is not None:
         try:

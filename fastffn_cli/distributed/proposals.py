@@ -1,4 +1,4 @@
-"""Which layouts of a model fit on given cards, best first."""
+"""Which layouts of a model fit on given cards, fastest first."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def propose(
     half: bool = True,
     sequence_parallel: bool = True,
 ) -> list[CardPlan]:
-    """Return the best layout of each set of degrees that fits into the memory, best first.
+    """Return the best layout of each set of degrees that fits into the memory, fastest first.
 
-    Best is the most tokens/s by estimate; within `TIE` of each other, the simpler one: with fewer
-    mechanisms, then of smaller degrees. Sharding is over all data parallel cards or none; tensor
-    parallel cards lie within a node; `sequence_parallel` False leaves that out. All cards are used,
-    and the global batch stays what it is. Raises `UserError` for a model whose time cannot be
-    estimated.
+    Best of a set is the most tokens/s by estimate; within `TIE` of each other, the simpler one:
+    with fewer mechanisms, then of smaller degrees. Sharding is over all data parallel cards or
+    none; tensor parallel cards lie within a node; `sequence_parallel` False leaves that out. All
+    cards are used, and the global batch stays what it is. Raises `UserError` for a model whose time
+    cannot be estimated.
     """
     try:
         products = read_products(model, seq_len)
@@ -53,7 +53,13 @@ def propose(
         degrees = (layout.dp, layout.sharding_degree, layout.mp, layout.pp)
         if degrees not in best or _rank(plan) < _rank(best[degrees]):
             best[degrees] = plan
-    return sorted(best.values(), key=_rank)
+    return sorted(best.values(), key=_order)
+
+
+def allows_any(model: GPTConfig, seq_len: int, cards: int, global_batch: int, chip: Chip) -> bool:
+    """Tell whether there is a layout on all of the cards, whatever memory they have."""
+    candidates = _candidates(model, seq_len, cards, global_batch, chip, half=True)
+    return next(candidates, None) is not None
 
 
 def _candidates(
@@ -93,12 +99,23 @@ def _pieces(layout: Layout, local_batch: int) -> Iterator[Layout]:
 
 
 def _rank(plan: CardPlan) -> tuple[float, ...]:
-    """Order plans: faster first, in steps of `TIE`; then simpler ones."""
-    layout, speed = plan.layout, plan.speed
-    assert speed is not None, "products were read"
+    """Order plans of the same degrees: faster first, in steps of `TIE`; then simpler ones."""
+    return (-round(math.log(_speed(plan)) / TIE), *_complexity(plan.layout))
+
+
+def _order(plan: CardPlan) -> tuple[float, ...]:
+    """Order plans as they are shown: by tokens/s, and simpler ones first of equals."""
+    return (-round(_speed(plan)), *_complexity(plan.layout))
+
+
+def _speed(plan: CardPlan) -> float:
+    assert plan.speed is not None, "products were read"
+    return plan.speed.tokens_per_s
+
+
+def _complexity(layout: Layout) -> tuple[float, ...]:
     mechanisms = (
         (layout.sharding_stage if layout.sharding_degree > 1 else 0)
         + (layout.mp > 1) + (layout.pp > 1) + layout.sequence_parallel + layout.recompute
     )  # fmt: skip
-    pace = -round(math.log(speed.tokens_per_s) / TIE)
-    return (pace, mechanisms, layout.mp * layout.pp, layout.mp, -layout.micro_batch_size)
+    return (mechanisms, layout.mp * layout.pp, layout.mp, -layout.micro_batch_size)

@@ -8,14 +8,18 @@ feed-forward forward and the gradients of their inputs backward, [B, T, D] each 
 Shoeybi et al. 2019, arXiv:1909.08053, section 3); where a layer is recomputed, the outputs once
 more. Of thin factors only the side that faces the hidden units is split, so that all of these are
 rank-sized: [B, T, R]. Sequence parallelism sends as many bytes in reduce-scatters and all-gathers
-(Korthikanti et al. 2022, arXiv:2205.05198), and all-reduces the gradients of what is whole on every
-card once a step.
+(Korthikanti et al. 2022, arXiv:2205.05198), gathers what goes into the head, and the gradient of
+what comes out of the embeddings, and all-reduces once a step the gradients of what is whole on
+every card and sees a part of time. On a CPU, which has no reduce-scatter, it sends half as much
+again between layers.
 
-Data parallel cards all-reduce gradients once a step; with sharded optimizer states they
-reduce-scatter them and all-gather the weights (ZeRO, Rajbhandari et al. 2019, arXiv:1910.02054,
-section 7). Where gradients are shared (stage 2), every micro batch reduces them; where weights are
-(stage 3), every micro batch gathers them, forward and backward. A pipeline sends [B, T, D] forward
-and backward between stages for each micro batch (Narayanan et al. 2021, arXiv:2104.04473).
+Data parallel cards all-reduce gradients once a step; with sharded optimizer states they all-gather
+the weights as well. Where gradients are shared (stage 2), every micro batch all-reduces them among
+those that share them. (ZeRO, Rajbhandari et al. 2019, arXiv:1910.02054, section 7, has
+reduce-scatters there, half as many bytes.) Where weights are (stage 3, planned only), every micro
+batch reduce-scatters gradients and gathers weights, forward and backward. Neighbouring stages of a
+pipeline swap [B, T, D] in float32, an activation one way and a gradient the other (1F1B, Narayanan
+et al. 2021, arXiv:2104.04473).
 
 Shape legend: B micro batch, T time, D hidden_size, R rank.
 """
@@ -31,7 +35,6 @@ from fastffn_cli.engine.share import (
     count_share,
     count_table,
     summed_width,
-    vocabulary_rows,
 )
 from models.gpt import GPTConfig
 
@@ -71,25 +74,49 @@ def count_traffic(model: GPTConfig, seq_len: int, layout: Layout, stage: int) ->
     share, width = layout.share(model, stage), HALF if layout.half else FLOAT
     grown = layout.model(model)
     weights = width * count_share(model, share)
-    degree, rounds = layout.sharding_degree, layout.micro_batches
-    half_ring = weights * (degree - 1) / degree
-    scattered = rounds if share.gradient_cards > 1 else 1
-    gathered = 2 * rounds if share.weight_cards > 1 else 1
+    rounds = layout.micro_batches
     tokens = rounds * layout.micro_batch_size * seq_len
     values = tokens * width * tensor_values(grown, share)
     if share.sequence:
-        values += width * count_undivided(model, share)
-    neighbours = (stage > 0) + (stage < layout.pp - 1)
-    sent = tokens * width * model.hidden_size / (layout.mp if share.sequence else 1)
+        values += width * count_summed(model, share)
+    sent = layout.micro_batch_size * seq_len * FLOAT * model.hidden_size
+    sent //= layout.mp if share.sequence else 1
     ends = layout.pp > 1 and stage in (0, layout.pp - 1)
     return Traffic(
-        all_reduce=round(_ring(weights / degree, layout.dp)),
-        reduce_scatter=round(half_ring * scattered),
-        all_gather=round(half_ring * gathered),
+        **_count_data(weights, layout, share),
         tensor=round(_ring(values, layout.mp)),
-        pipeline=round(neighbours * sent),
-        tied=round(_ring(width * count_table(model, share), 2)) if ends else 0,
+        pipeline=sent * sum(_count_exchanges(layout, link) for link in (stage - 1, stage)),
+        tied=round(_ring(width * count_table(model), 2)) if ends else 0,
     )
+
+
+def _count_data(weights: int, layout: Layout, share: Share) -> dict[str, int]:
+    """Bytes of gradients and weights among data parallel cards."""
+    degree, rounds = layout.sharding_degree, layout.micro_batches
+    half_ring = weights * (degree - 1) / degree
+    between = _ring(weights / degree, layout.dp)  # sums of one's own part
+    if share.weight_cards > 1:
+        scattered, gathered = half_ring * rounds, 2 * half_ring * rounds
+        return {
+            "all_reduce": round(between),
+            "reduce_scatter": round(scattered),
+            "all_gather": round(gathered),
+        }
+    if share.gradient_cards > 1:
+        reduced = 2 * half_ring * rounds + between
+    else:
+        reduced = _ring(weights, layout.data)
+    return {"all_reduce": round(reduced), "all_gather": round(half_ring)}
+
+
+def _count_exchanges(layout: Layout, link: int) -> int:
+    """How often stages `link` and `link` + 1 swap tensors in a step; never where one is missing.
+
+    Each of them sends a tensor each time: while the pipeline fills and drains, one of no meaning.
+    """
+    if not 0 <= link < layout.pp - 1:
+        return 0
+    return layout.micro_batches + min(layout.pp - 1 - link, layout.micro_batches)
 
 
 def tensor_values(model: GPTConfig, share: Share) -> int:
@@ -106,23 +133,27 @@ def tensor_values(model: GPTConfig, share: Share) -> int:
         of_attention * attention + of_ffn * summed_width(specs[index], model.ffn_shape)
         for index in share.layers(model)
     )
-    # Of a split table: what is looked up forward, and the gradient of the head's input backward.
-    # Each of them is rank-sized between factors. Sequence parallelism has them split and joined.
-    if vocabulary_rows(model, share) < model.vocab_size or share.sequence:
-        at_the_ends = d if share.sequence else model.embedding_rank or d
-        values += at_the_ends * (share.holds_embeddings() + share.holds_head(model))
+    if share.sequence:  # gathered at either end: half of an all-reduce
+        values += (share.holds_embeddings() + share.holds_head(model)) * d // 2
     return values
 
 
-def count_undivided(model: GPTConfig, share: Share) -> int:
-    """Trainable values of a stage that are whole on each tensor parallel card."""
+def count_summed(model: GPTConfig, share: Share) -> int:
+    """Trainable values of a stage that are whole on each tensor parallel card, but for the tables.
+
+    Where time is divided, a card has summands of their gradients.
+    """
     if share.tensor == 1:
         return 0
     alone = Share(share.first_layer, share.end_layer)
     # A card has the undivided ones and a part of the others: w + s / t, and w + s alone.
-    return (share.tensor * count_share(model, share) - count_share(model, alone)) // (
+    undivided = (share.tensor * count_share(model, share) - count_share(model, alone)) // (
         share.tensor - 1
     )
+    if share.holds_embeddings():
+        undivided -= model.max_position_embeddings * model.hidden_size
+    ends = share.holds_embeddings() or share.holds_head(model)
+    return undivided - (count_table(model) if ends else 0)
 
 
 @dataclass(frozen=True)

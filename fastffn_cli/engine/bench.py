@@ -23,7 +23,7 @@ from fastffn_cli.engine.memory import estimate_memory
 from fastffn_cli.engine.model import dense_counterpart, gpt_config
 from fastffn_cli.engine.out_of_memory import advise
 from fastffn_cli.engine.own_process import KILLED, own_process
-from fastffn_cli.engine.precision import choose_precision
+from fastffn_cli.engine.precision import settle_precision
 from fastffn_cli.engine.timing import (
     WARM_UP_STEPS,
     Arm,
@@ -177,7 +177,7 @@ def as_json(comparison: Comparison, config: Config, device: Device) -> dict[str,
         "tokens_per_step": config.Data.tokens_per_step,
         **config.Model.approximations,
         "device": device.name,
-        "precision": choose_precision(config.Engine.mix_precision, device)[0].describe(),
+        "precision": settle_precision(config, device)[0].describe(),
         "seed": config.Global.seed,
         "paddle": paddle.__version__,
     }

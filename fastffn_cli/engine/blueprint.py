@@ -9,6 +9,7 @@ from fastffn_cli.config.load import Resolved
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import TokenDataset
 from fastffn_cli.data.token_files import TokenFolder, open_tokens
+from fastffn_cli.distributed import job
 from fastffn_cli.distributed.layout import read_layout
 from fastffn_cli.distributed.planner import CardPlan, estimate_card
 from fastffn_cli.engine.checkpoint import (
@@ -18,7 +19,7 @@ from fastffn_cli.engine.compatibility import check_resume
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.memory import MemoryEstimate, count_fixed, estimate_memory
 from fastffn_cli.engine.model import gpt_config
-from fastffn_cli.engine.precision import Precision, choose_precision
+from fastffn_cli.engine.precision import Precision, plan_precision, settle_precision
 from fastffn_cli.engine.run import holds_run, refuse_existing
 from fastffn_cli.engine.schedule import Schedule, build_schedule
 from fastffn_cli.engine.session import Plan
@@ -31,7 +32,11 @@ from models.gpt import GPTConfig
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that is known about a run before anything is built or written: the `--dry-run`."""
+    """All that is known about a run before anything is built or written: the `--dry-run`.
+
+    `cards` is the plan of several cards. `planned` says that it is only a plan, of cards that may
+    be elsewhere; `processes_here` how many of them this machine has, None where it has too few.
+    """
 
     stage: str
     resolved: Resolved
@@ -52,7 +57,27 @@ class Blueprint:
     continues: bool = False
     notices: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    cards: CardPlan | None = None  # of a layout on several cards
+    cards: CardPlan | None = None
+    planned: bool = False
+    processes_here: int | None = 1
+
+    @property
+    def memory_here(self) -> int | None:
+        """Bytes that the run takes of `free_memory`; None for cards of other machines.
+
+        On a CPU all processes share the memory; of other devices each has its own.
+        """
+        if self.cards is None:
+            return self.memory.total(self.config.Data.batch_size.micro_batch_size)
+        if self.processes_here is None:
+            return None
+        return self.cards.memory * (self.processes_here if self.device.type == "cpu" else 1)
+
+    @property
+    def exceeds_memory(self) -> bool:
+        """Whether the run needs more than is free on this machine, as far as both are known."""
+        needed, free = self.memory_here, self.free_memory
+        return needed is not None and free is not None and needed > free
 
 
 def draw_blueprint(
@@ -85,13 +110,17 @@ def draw_blueprint(
     else:
         begun_with = dense_config(config) if Stages.begin(config.Schedule).is_dense else config
         start = find_start(begun_with, stage, start_from, notices)
-    precision, warning = choose_precision(config.Engine.mix_precision, device)
-    if warning:
-        warnings.append(warning)
+    planned = dry_run and config.Distributed.processes > 1
+    if planned:
+        precision = plan_precision(config.Engine.mix_precision)
+    else:
+        precision, warning, notice = settle_precision(config, device)
+        warnings += [warning] if warning else []
+        notices += [notice] if notice else []
     plan = _plan(config, train)
     _check_stages(config, plan)
     trained = trained_models(config, model)
-    cards = _plan_cards(config, trained)
+    cards = _plan_cards(config, trained, precision)
     if cards is not None:
         notices += cards.remarks
     return Blueprint(
@@ -115,6 +144,8 @@ def draw_blueprint(
         notices=notices,
         warnings=warnings,
         cards=cards,
+        planned=planned,
+        processes_here=_count_processes_here(config, device) if planned else job.local_size(),
     )
 
 
@@ -125,9 +156,16 @@ def trained_models(config: Config, model: GPTConfig) -> list[GPTConfig]:
     return [model, gpt_config(dense_config(config))]
 
 
-def _plan_cards(config: Config, trained: list[GPTConfig]) -> CardPlan | None:
+def _count_processes_here(config: Config, device: Device) -> int | None:
+    """Return the processes of a plan if this machine can have all of them."""
+    processes = config.Distributed.processes
+    return processes if processes <= device.count() else None
+
+
+def _plan_cards(config: Config, trained: list[GPTConfig], precision: Precision) -> CardPlan | None:
     """Plan the stage of the run that needs most on each of several cards; None for one card."""
-    layout, seq_len = read_layout(config), config.Data.dataset.max_seq_len
+    layout = replace(read_layout(config), half=precision.multi_precision)
+    seq_len = config.Data.dataset.max_seq_len
     if layout.cards == 1:
         return None
     plans = [estimate_card(each, seq_len, layout) for each in trained]
@@ -231,7 +269,8 @@ def _plan(config: Config, train: TokenDataset) -> Plan:
     return Plan(
         max_steps=engine.max_steps or engine.num_train_epochs * steps_per_epoch,
         batch_size=batch_size,
-        eval_batch_size=config.Data.batch_size.micro_batch_size,
+        # Each data parallel process evaluates as much at a time as it trains with.
+        eval_batch_size=config.Data.batch_size.micro_batch_size * config.Distributed.data_degree,
         logging_freq=engine.logging_freq,
         eval_freq=engine.eval_freq,
         eval_iters=engine.eval_iters,

@@ -70,10 +70,14 @@ class Checkpoint:
         """Weights by name, in memory."""
         return {name: tensor.read() for name, tensor in self.weights().items()}
 
-    def optimizer_state(self) -> dict[str, np.ndarray]:
-        """Optimizer tensors by name; empty where the checkpoint has none."""
+    def optimizer_tensors(self) -> Mapping[str, StoredTensor]:
+        """Optimizer tensors by name, still in their file; none where the checkpoint has none."""
         file = self.path / OPTIMIZER_FILE
-        return read_tensors(file) if file.exists() else {}
+        return open_safetensors(file) if file.exists() else {}
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """Optimizer tensors by name, in memory."""
+        return {name: tensor.read() for name, tensor in self.optimizer_tensors().items()}
 
     @cached_property
     def _tokenizer(self) -> Tokenizer | None:

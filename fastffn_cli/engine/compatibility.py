@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from fastffn_cli.config.ffn import TRAINING_OPTIONS
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine.checkpoint import Checkpoint
+from fastffn_cli.engine.tensor_file import StoredTensor, stored
 from fastffn_cli.errors import CheckpointError
 from models.gpt import GPTConfig
 
@@ -23,6 +25,7 @@ FIXED = (
     "Model.ffn_hidden_size",
     "Model.max_position_embeddings",
     "Model.masked_token_id",
+    "Model.hidden_act",
     "Model.attention_rank",
     "Model.embedding_rank",
     "Model.ffn",
@@ -43,13 +46,14 @@ FREE = (
     "Data.dataset",
     "notes",
 )
-# Sizes that the weights to start from must share; the number of heads shows in no shape.
+# What the weights to start from must share; heads and activation show in no shape.
 SIZES = (
     "vocab_size",
     "hidden_size",
     "num_layers",
     "num_attention_heads",
     "ffn_hidden_size",
+    "hidden_act",
     "attention_rank",
     "embedding_rank",
 )
@@ -106,14 +110,15 @@ def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> N
             f"Model.masked_token_id is {before} in {checkpoint.path} and {now} here: attention "
             "will see other tokens than these weights are used to"
         )
-    merge = f"Merge it first: fastffn convert {checkpoint.path}"
+    convert = f"fastffn convert {shlex.quote(str(checkpoint.path))}"
+    merge = f"Merge it first: {convert}"
     if had.ffn.kind != wanted.ffn.kind:
         raise CheckpointError(
             f"{checkpoint.path} has feed-forward layers of kind '{had.ffn.kind}', "
             f"Model.ffn asks for '{wanted.ffn.kind}'",
             hint=merge
             if wanted.ffn.kind == "dense"
-            else f"Factor it first: fastffn convert {checkpoint.path} --to {wanted.ffn.kind}",
+            else f"Factor it first: {convert} --to {wanted.ffn.kind}",
         )
     sizes = [(f"Model.{key}", getattr(had, key), getattr(wanted, key)) for key in SIZES]
     options = [part.ffn.model_dump() for part in (had, wanted)]
@@ -136,8 +141,8 @@ def check_start(checkpoint: Checkpoint, config: Config, notices: list[str]) -> N
 
 
 def fit_positions(
-    tensors: Mapping[str, np.ndarray], model: GPTConfig, origin: Path
-) -> dict[str, np.ndarray]:
+    tensors: Mapping[str, np.ndarray | StoredTensor], model: GPTConfig, origin: Path
+) -> dict[str, np.ndarray | StoredTensor]:
     """Return the tensors with the position table cut to the model's length.
 
     Rows beyond `max_position_embeddings` are never used, so cutting is exact for shorter sequences
@@ -148,7 +153,7 @@ def fit_positions(
     if table is None or table.shape[0] == model.max_position_embeddings:
         return fitted
     _check_positions(table.shape[0], model.max_position_embeddings, origin)
-    fitted[POSITIONS] = table[: model.max_position_embeddings]
+    fitted[POSITIONS] = stored(table).read()[: model.max_position_embeddings]
     return fitted
 
 

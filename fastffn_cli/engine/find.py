@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def _refuse_foreign(path: Path | None) -> None:
     if system is not None:
         raise CheckpointError(
             f"{path} is a checkpoint of {system.title}; it has to be converted first",
-            hint=f"Type: fastffn convert {path} --out DIR",
+            hint=f"Type: fastffn convert {shlex.quote(str(path))} --out DIR",
         )
 
 

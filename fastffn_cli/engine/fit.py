@@ -17,22 +17,17 @@ import paddle
 
 from fastffn_cli.data.dataset import Batch
 from fastffn_cli.data.loader import iterate
+from fastffn_cli.distributed import job
 from fastffn_cli.engine.checkpoint import model_tensors
 from fastffn_cli.engine.evaluate import evaluate
 from fastffn_cli.engine.find import newest_of_run
 from fastffn_cli.engine.interrupt import StopRequest, listen
 from fastffn_cli.engine.meter import Meter
 from fastffn_cli.engine.out_of_memory import advise
-from fastffn_cli.engine.report import Report, View
+from fastffn_cli.engine.report import Report, Silence, View, open_report
 from fastffn_cli.engine.session import Session
-from fastffn_cli.engine.stages import (
-    DENSE_START,
-    STAGE1,
-    commit,
-    dense_start_over,
-    prepare_stage1,
-    prepare_switch,
-)
+from fastffn_cli.engine.stage_change import commit, prepare_stage1, prepare_switch
+from fastffn_cli.engine.stages import DENSE_START, STAGE1, dense_start_over
 from fastffn_cli.engine.step import StepResult, TrainStep
 from fastffn_cli.engine.switching import Criterion, build_criterion
 from fastffn_cli.errors import Diverged, Interrupted, OutOfMemory, is_out_of_memory
@@ -56,9 +51,9 @@ def fit(session: Session, view: View) -> Summary:
     Raises `Interrupted` after saving when a signal asked to stop, `Diverged` when a number is not
     finite and `OutOfMemory` with advice; the newest checkpoint stays usable in each case.
     """
-    report = Report(session.run, view, session.config.Engine.log_sinks)
+    report = open_report(session.run, view, session.config.Engine.log_sinks)
     loop = _Loop(session, report)
-    with closing(report), listen(report.note) as stop:
+    with closing(report), listen(report.note, at_once=loop.where_to_continue) as stop:
         view.begin(session.progress.step, session.plan.max_steps)
         try:
             return loop.run(stop)
@@ -71,7 +66,7 @@ def fit(session: Session, view: View) -> Summary:
 
 
 class _Loop:
-    def __init__(self, session: Session, report: Report) -> None:
+    def __init__(self, session: Session, report: Report | Silence) -> None:
         self.session, self.report = session, report
         self.meter = Meter()
         self._begin_stage()
@@ -87,6 +82,7 @@ class _Loop:
             session.precision,
             micro_batch_size=session.config.Data.batch_size.micro_batch_size,
             grad_clip=session.config.Optimizer.grad_clip,
+            parallelism=session.parallelism,
         )
         self.criterion: Criterion | None = None
         if session.stages.stage == STAGE1 and session.planned.Schedule.switch != "never":
@@ -97,9 +93,15 @@ class _Loop:
     def run(self, stop: StopRequest) -> Summary:
         session, plan, progress = self.session, self.session.plan, self.session.progress
         session.task.model.train()
-        batches = iterate(session.train, cursor=progress.cursor, batch_size=plan.batch_size)
+        batches = iterate(
+            session.train,
+            cursor=progress.cursor,
+            batch_size=plan.batch_size,
+            rows=session.parallelism.rows(plan.batch_size),
+        )
+        stop_code = 0
         with closing(batches):  # type: ignore[type-var]
-            while progress.step < plan.max_steps and stop.exit_code is None:
+            while progress.step < plan.max_steps and not stop_code:
                 if session.stages.reason is not None:
                     self._change_stage()
                 self.meter.begin()
@@ -107,33 +109,32 @@ class _Loop:
                 self.meter.data_ready()
                 self._advance(batch)
                 last = progress.step == plan.max_steps
+                stop_code = session.parallelism.agree(stop.exit_code or 0)
                 if _due(progress.step, plan.eval_freq) or (last and plan.eval_freq > 0):
                     self._evaluate()
-                if _due(progress.step, plan.save_steps) or last or stop.exit_code is not None:
+                if _due(progress.step, plan.save_steps) or last or stop_code:
                     self._save()
         self.report.draw()
-        if stop.exit_code is not None and progress.step < plan.max_steps:
+        if stop_code and progress.step < plan.max_steps:
             kept = self.saved or self._newest()
             raise Interrupted(
-                f"stopped after step {progress.step}, saved {kept}. Continue with:\n"
-                f"    {session.continue_command}",
-                exit_code=stop.exit_code,
+                f"stopped after step {progress.step}, saved {kept}. {self._how_to_continue()}",
+                exit_code=stop_code,
             )
         return self._finish()
 
     def _advance(self, batch: Batch) -> None:
         session, progress = self.session, self.session.progress
         step = progress.step + 1
-        seed = session.seed_of(step)
-        paddle.seed(seed)
-        session.task.begin_step((step - 1) / session.plan.max_steps, seed)
+        paddle.seed(session.dropout_seed_of(step))
+        session.task.begin_step((step - 1) / session.plan.max_steps, session.seed_of(step))
         rate = session.learning_rate(step)
         session.stages.set_rates(session.optimizer, step, session.planned.Schedule)
         try:
             result = self.train_step(batch, rate)
         except Diverged as error:
             raise self._diverged(step, error) from error
-        tokens = batch.tokens_BS.size
+        tokens = batch.tokens_BS.size * session.parallelism.data_degree
         seconds = self.meter.end(tokens)
         progress.step, progress.tokens = step, progress.tokens + tokens
         progress.cursor += session.plan.batch_size
@@ -196,6 +197,7 @@ class _Loop:
             next_rate=session.learning_rate(progress.step + 1),
             tokens_per_s=self.meter.tokens_per_s,
             remaining_s=self.meter.remaining_s(session.plan.max_steps - progress.step),
+            data_degree=session.parallelism.data_degree,
         )
 
     def _evaluate(self) -> None:
@@ -208,6 +210,7 @@ class _Loop:
             session.precision,
             batches=plan.eval_iters,
             batch_size=plan.eval_batch_size,
+            parallelism=session.parallelism,
         )
         self.last_eval = loss
         metrics = session.task.metrics(loss)
@@ -221,8 +224,9 @@ class _Loop:
             session.stages.criterion = self.criterion.state()
         tensors = model_tensors(session.task.model)
         spoiled = [name for name, array in tensors.items() if not np.isfinite(array).all()]
-        if spoiled:
-            error = Diverged(f"the update made weights that are not finite (first: {spoiled[0]})")
+        if session.parallelism.agree(len(spoiled)):
+            first = f" (first: {spoiled[0]})" if spoiled else ""
+            error = Diverged(f"the update made weights that are not finite{first}")
             raise self._diverged(progress.step, error)
         self.saved = session.run.save(
             config=session.config,
@@ -235,12 +239,13 @@ class _Loop:
                 "scaler": session.precision.state(),
                 "stages": session.stages.record(session.planned),
             },
-            tensors=tensors,
-            optimizer_state=session.optimizer.state(),
+            tensors=session.parallelism.gather(tensors),
+            optimizer_state=session.parallelism.gather(session.optimizer.state()),
             tokenizer_dir=session.tokenizer_dir,
             keep_last=session.plan.keep_last,
         )
         self.report.checkpoint(progress.step, self.saved)
+        session.parallelism.wait_for_main()
 
     def _diverged(self, step: int, error: Diverged) -> Diverged:
         session = self.session
@@ -267,6 +272,17 @@ class _Loop:
 
     def _newest(self) -> Path | None:
         return newest_of_run(self.session.run.dir)[0]
+
+    def _how_to_continue(self) -> str:
+        machines = " on every machine with its own launch, here" if job.node_count() > 1 else ""
+        return f"Continue{machines} with:\n    {self.session.continue_command}"
+
+    def where_to_continue(self) -> str:
+        """Say what a training leaves behind that is ended in the middle of a step."""
+        newest = self._newest()
+        if newest is None:
+            return "There is no checkpoint yet."
+        return f"The newest checkpoint is {newest}. {self._how_to_continue()}"
 
     def _finish(self) -> Summary:
         progress, speed = self.session.progress, self.meter.tokens_per_s

@@ -22,8 +22,9 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
     parts of the model from there, of each change of stage), stage, state (finished,
     unfinished, diverged or begun), steps, planned_steps, tokens, loss, best_loss, eval (list of
     step, loss, ppl, ...), best_eval, tokens_per_s (median over the logged steps, None before the
-    second), wall_s (all processes of the run together), processes, checkpoints (name, step, bytes,
-    damage), device. Raises `CheckpointError` where nothing was recorded yet.
+    second), wall_s (all starts of the run together), processes (how often it was started or
+    resumed), cards (processes side by side, at the last start) and their layout, checkpoints
+    (name, step, bytes, damage), device. Raises `CheckpointError` where nothing was recorded yet.
     """
     records = read_metrics(run_dir)
     if not records:
@@ -50,6 +51,8 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
         "tokens_per_s": statistics.median(speeds) if speeds else None,
         "wall_s": _wall_seconds(records),
         "processes": sum(record.get("event") in BEGINNINGS for record in records),
+        "cards": begun.get("processes", 1),
+        "layout": begun.get("layout"),
         "checkpoints": _checkpoints(run_dir),
         "device": begun.get("device"),
     }

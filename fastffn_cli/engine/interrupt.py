@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from fastffn_cli.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
@@ -19,10 +18,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def listen(announce: Any) -> Iterator[StopRequest]:
+def listen(
+    announce: Callable[[str], object], *, at_once: Callable[[], str | None] = lambda: None
+) -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM inside the block and restore the old handlers after it.
 
-    `announce(text)` is called once, when the first signal arrives.
+    `announce(text)` is called once, when the first signal arrives. A second Ctrl-C ends the block
+    with `Interrupted`, whose hint `at_once()` gives.
     """
     request = StopRequest()
 
@@ -39,6 +41,8 @@ def listen(announce: Any) -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once", hint=at_once()) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,8 +1,9 @@
 """How much memory a training step needs, from shapes: an estimate for the run card and for advice.
 
-Checked against measured peaks on one CPU in tests/engine/test_memory.py. The process itself (some
-0.3 GB of libraries), the workspace of Paddle's kernels and communication buffers are not in it.
-What a card of several needs is the same count over its `Share`.
+Checked against measured peaks on one CPU in tests/engine/test_memory.py, and of two real processes
+in tests/distributed/test_card_memory.py. The process itself (some 0.3 GB of libraries), the
+workspace of Paddle's kernels and communication buffers are not in it. What a card of several needs
+is the same count over its `Share`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from fastffn_cli.engine.share import (
     largest_unit,
     share_costs,
     summed_width,
-    vocabulary_rows,
 )
 from models.gpt import GPTConfig
 
@@ -24,7 +24,8 @@ FLOAT, HALF = 4, 2
 # AdamW, bytes a parameter: two moments; with half weights a master as well, and casts.
 STATE, STATE_HALF = 8, 14
 # Resident memory over the bytes of live tensors on a CPU, where freed blocks of unequal sizes leave
-# holes: between 1.0 and 2.0 in measurements, lowest where few large tensors dominate.
+# holes: between 1.0 and 2.5 in measurements (benchmarks/memory.py), lowest where few large tensors
+# dominate, highest with recompute.
 HOST_WASTE = 1.25
 
 
@@ -103,7 +104,7 @@ def estimate_memory(
     width = HALF if half else FLOAT
     layer = _count_layer(config, seq_len, share)
     # Softmax and logits, or their gradient; in float16 the loss takes a float32 copy as well.
-    head = vocabulary_rows(config, share) * (width + FLOAT + (FLOAT if half else 0))
+    head = config.vocab_size * (width + FLOAT + (FLOAT if half else 0))
     # Between the factors of the embeddings: of the lookup, of the logits, and a gradient.
     head += (2 * config.hidden_size + 3 * (config.embedding_rank or 0)) * width
     per_token = width * (share.in_flight * len(share.layers(config))) * layer.kept

@@ -51,6 +51,7 @@ def gpt_config(config: Config, *, vocab_size: int | None = None) -> GPTConfig:
         use_recompute=section.use_recompute,
         recompute_granularity=section.recompute_granularity,
         masked_token_id=section.masked_token_id,
+        hidden_act=section.hidden_act,
         **section.approximations,
     )
 

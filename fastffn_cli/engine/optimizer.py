@@ -7,7 +7,7 @@ Paddle keys optimizer state by tensor names that depend on the order of construc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,17 +29,30 @@ class AdamW:
     """Decoupled Adam on a model's parameters; biases and norms do not decay (FleetX's rule).
 
     A parameter may carry its own learning rate factor (`ParamAttr(learning_rate=...)`) and its own
-    share of the weight decay (`weight_decay_scale`), as the factors of low-rank layers do.
+    share of the weight decay (`weight_decay_scale`), as the factors of low-rank layers do. Only
+    what is `owned` (None: all) is updated and has a state; another process owns the rest.
     """
 
     def __init__(
-        self, model: nn.Layer, options: OptimizerSection, *, multi_precision: bool
+        self,
+        model: nn.Layer,
+        options: OptimizerSection,
+        *,
+        multi_precision: bool,
+        owned: Collection[str] | None = None,
     ) -> None:
         self.parameters = {
             name: parameter
             for name, parameter in model.named_parameters()
             if not parameter.stop_gradient
         }
+        self.owned = {
+            name: parameter
+            for name, parameter in self.parameters.items()
+            if owned is None or name in owned
+        }
+        # Parameters that stand here as well as, and foremost, in another process.
+        self.copied: frozenset[str] = getattr(model, "copied", frozenset())
         self._rate_scales = {
             name: float(parameter.optimize_attr["learning_rate"])
             for name, parameter in self.parameters.items()
@@ -57,7 +70,7 @@ class AdamW:
 
     def _groups(self, weight_decay: float) -> list[dict[str, object]]:
         groups: dict[tuple[float, float], list[Tensor]] = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.owned.items():
             scale = self._rate_scales[name]
             share = float(getattr(parameter, "weight_decay_scale", 1.0)) if decays(name) else 0.0
             groups.setdefault((scale, share), []).append(parameter)
@@ -77,20 +90,21 @@ class AdamW:
             parameter.optimize_attr["learning_rate"] = self._rate_scales[name] * factor
 
     def step(self, learning_rate: float) -> None:
-        """Update every parameter from its gradient at this learning rate."""
+        """Update every parameter that is owned from its gradient at this learning rate."""
         self.inner.set_lr(learning_rate)
         self.inner.step()
 
     def clear_gradients(self) -> None:
         """Forget all gradients."""
-        self.inner.clear_grad(set_to_zero=False)
+        for parameter in self.parameters.values():
+            parameter.clear_gradient(False)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return moments, bias corrections and float32 master weights, by parameter name."""
         stored = self.inner.state_dict()
         masters = stored.get("master_weights", {})
         arrays: dict[str, np.ndarray] = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.owned.items():
             master = masters.get(parameter.name)
             owner = parameter.name
             if master is not None:
@@ -111,7 +125,7 @@ class AdamW:
             return
         restored: dict[str, object] = {}
         masters: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.owned.items():
             owner = parameter.name
             master = arrays.get(f"{name}.master")
             if master is not None:

@@ -10,7 +10,7 @@ from fastffn_cli.config.ffn import describe_approximations
 from fastffn_cli.engine.logline import stamped, train_line
 from fastffn_cli.engine.meter import Rates
 from fastffn_cli.engine.plot import plot_losses
-from fastffn_cli.engine.run import PLOT_FILE, Run, read_metrics, series, steps_of
+from fastffn_cli.engine.run import PLOT_FILE, Bystander, Run, read_metrics, series, steps_of
 from fastffn_cli.engine.sinks import Sink, open_sinks
 
 
@@ -32,6 +32,39 @@ class View(Protocol):
         """The loop is over."""
 
 
+def open_report(run: Run | Bystander, view: View, sinks: Sequence[str]) -> Report | Silence:
+    """Return the report of a run; of a process that writes nothing, one that tells nothing."""
+    return Report(run, view, sinks) if isinstance(run, Run) else Silence()
+
+
+class Silence:
+    """The report of a process whose main one tells everything."""
+
+    def step(self, values: Mapping[str, Any], rates: Rates, **_more: Any) -> None:
+        """Tell nothing."""
+
+    def evaluation(self, step: int, loss: float, tokens: int, metrics: Mapping[str, float]) -> None:
+        """Tell nothing."""
+
+    def switch(self, step: int, **_values: Any) -> None:
+        """Tell nothing."""
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """Tell nothing."""
+
+    def event(self, name: str, **values: Any) -> None:
+        """Tell nothing."""
+
+    def note(self, text: str) -> None:
+        """Tell nothing."""
+
+    def draw(self) -> None:
+        """Draw nothing."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Report:
     """Tells every event of a run to all who want to know; writes into the run folder only."""
 
@@ -48,6 +81,7 @@ class Report:
         next_rate: float,
         tokens_per_s: float | None,
         remaining_s: float | None,
+        data_degree: int = 1,
     ) -> None:
         """Tell a log point; `values` are the fields of its record in metrics.jsonl."""
         speed = rates.tokens_per_s if rates.warm else None
@@ -65,6 +99,7 @@ class Report:
                 loss=loss,
                 rates=rates,
                 next_rate=next_rate,
+                data_degree=data_degree,
             )
         )
         self._run.log(line)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from paddle import LazyGuard, nn
 
 from fastffn_cli.engine.chips import Chip
-from fastffn_cli.engine.share import WHOLE, Share, count_share, vocabulary_rows
+from fastffn_cli.engine.share import WHOLE, Share, count_share
 from models.gpt import GPT, GPTConfig, flops_per_token
 
 ELEMENT = 2  # bytes
@@ -240,20 +240,18 @@ def _table(
     config: GPTConfig, table: Chain, tokens: int, chip: Chip, share: Share, *, fused: bool
 ) -> float:
     """The lookup in the table of the embeddings, and its second use as the head, transposed."""
-    rows = vocabulary_rows(config, share)
-    weights = (replace(table[0], inner=rows), *table[1:])
     seconds = 0.0
     if share.holds_embeddings():
         # Of two factors, rows of the first one are only read.
-        seconds += _products(weights[1:], tokens, chip)
+        seconds += _products(table[1:], tokens, chip)
     if not share.holds_head(config):
         return seconds
-    flops = 3 * tokens * sum(product.flops for product in weights)
-    traffic = 3 * ELEMENT * sum(product.inner * product.outer for product in weights)
-    side = min(min(product.inner, product.outer) for product in weights)
+    flops = 3 * tokens * sum(product.flops for product in table)
+    traffic = 3 * ELEMENT * sum(product.inner * product.outer for product in table)
+    side = min(min(product.inner, product.outer) for product in table)
     seconds += _seconds(chip, flops=flops, traffic=traffic, side=side)
     if not fused:
-        seconds += _seconds(chip, traffic=LOGIT_BYTES * tokens * rows)
+        seconds += _seconds(chip, traffic=LOGIT_BYTES * tokens * config.vocab_size)
     return seconds
 
 

@@ -135,6 +135,31 @@ class Run:
                 file.close()
 
 
+class Bystander:
+    """The run folder as the processes see it that write nothing; the main one does it for all."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.dir = run_dir
+        self.checkpoints_dir = run_dir / CHECKPOINTS_DIR
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Where the checkpoint of this step lives."""
+        return self.checkpoints_dir / f"step-{step:08d}"
+
+    def record(self, event: str, **values: Any) -> None:
+        """Leave it to the main process."""
+
+    def log(self, line: str) -> None:
+        """Leave it to the main process."""
+
+    def save(self, *, trainer: Mapping[str, Any], **_state: Any) -> Path:
+        """Leave it to the main process; say where it saves."""
+        return self.checkpoint_dir(int(trainer["step"]))
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 def holds_run(run_dir: Path) -> bool:
     """Whether a folder is (the beginning of) a run."""
     return (run_dir / METRICS_FILE).exists() or (run_dir / CHECKPOINTS_DIR).is_dir()

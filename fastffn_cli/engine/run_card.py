@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
     """Return (label, text) rows; every number comes from the blueprint's shapes."""
     rows = [
-        ("device", f"{blueprint.device.describe()} · {blueprint.precision.describe()}"),
+        ("device", _device(blueprint)),
         ("model", _model(blueprint)),
         ("parameters", _parameters(blueprint)),
         ("compute", _compute(blueprint)),
@@ -34,6 +34,12 @@ def card_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
     if changed:
         rows.append(("changed", f"{changed} (-o)"))
     return rows
+
+
+def _device(blueprint: Blueprint) -> str:
+    if blueprint.planned:  # on cards of its own, whose precision stands beside them
+        return blueprint.device.describe()
+    return f"{blueprint.device.describe()} · {blueprint.precision.describe()}"
 
 
 def _model(blueprint: Blueprint) -> str:
@@ -137,17 +143,34 @@ def _memory_rows(blueprint: Blueprint) -> list[tuple[str, str]]:
     from fastffn_cli.distributed.plan_text import card_plan_rows
 
     if blueprint.cards is not None:
-        return card_plan_rows(blueprint.cards)
+        rows = card_plan_rows(blueprint.cards, blueprint.precision.describe())
+        return [*rows, *_memory_here(blueprint)]
     return [("memory", _memory(blueprint))]
 
 
+def _memory_here(blueprint: Blueprint) -> list[tuple[str, str]]:
+    """Compare a layout with what is free on this machine, where its processes are here."""
+    needed, free = blueprint.memory_here, blueprint.free_memory
+    if needed is None or free is None:
+        return []
+    who = "a card"
+    if blueprint.device.type == "cpu":
+        who = f"for {blueprint.processes_here} processes"
+    text = f"about {size(needed)} {who}, {size(free)} free ({blueprint.device.name})"
+    return [("this machine", text + _excess(blueprint))]
+
+
 def _memory(blueprint: Blueprint) -> str:
-    needed = blueprint.memory.total(blueprint.config.Data.batch_size.micro_batch_size)
-    free = blueprint.free_memory
+    needed, free = blueprint.memory_here, blueprint.free_memory
+    assert needed is not None, "it runs here"
     if free is None:
         return f"about {size(needed)}"
     text = f"about {size(needed)}, {size(free)} free ({blueprint.device.name})"
-    return f"{text}: MORE THAN THERE IS, see micro_batch_size" if needed > free else text
+    return text + _excess(blueprint)
+
+
+def _excess(blueprint: Blueprint) -> str:
+    return ": MORE THAN THERE IS, see micro_batch_size" if blueprint.exceeds_memory else ""
 
 
 def _checkpoints(blueprint: Blueprint) -> str:

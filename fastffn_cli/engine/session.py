@@ -10,11 +10,12 @@ import numpy as np
 
 from fastffn_cli.config.schema import Config
 from fastffn_cli.data.dataset import TokenDataset
+from fastffn_cli.distributed.parallelism import ALONE, Parallelism
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.memory import MemoryEstimate
 from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.precision import Precision
-from fastffn_cli.engine.run import Run
+from fastffn_cli.engine.run import Bystander, Run
 from fastffn_cli.engine.schedule import Schedule
 from fastffn_cli.engine.stages import Stages
 from fastffn_cli.tasks.task import Task, TaskFactory
@@ -63,7 +64,7 @@ class Session:
     train: TokenDataset
     valid: TokenDataset | None
     plan: Plan
-    run: Run
+    run: Run | Bystander
     device: Device
     memory: MemoryEstimate
     trainer: dict[str, Any]
@@ -71,10 +72,15 @@ class Session:
     continue_command: str
     progress: Progress = field(default_factory=Progress)
     free_memory: int | None = None
+    parallelism: Parallelism = ALONE
 
     def seed_of(self, step: int) -> int:
-        """Seed of the random numbers of one update."""
+        """Seed of what is random in one update and the same in all processes."""
         return step_seed(self.plan.seed, step)
+
+    def dropout_seed_of(self, step: int) -> int:
+        """Seed of what is random in one update for each sequence: dropout."""
+        return step_seed(self.plan.seed, step, self.parallelism.data_index)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of one update, for all weights that have no rate of their own."""
@@ -82,6 +88,10 @@ class Session:
         return self.schedule(step) * factor
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of the random numbers of one update, well mixed over both arguments."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def step_seed(seed: int, step: int, data_index: int = 0) -> int:
+    """Seed of the random numbers of one update, well mixed over all arguments.
+
+    The first of several processes has the numbers of one alone.
+    """
+    others = [data_index] if data_index else []
+    return int(np.random.SeedSequence([seed, step, *others]).generate_state(1)[0])

@@ -1,10 +1,12 @@
 """What one card of several holds of a model and computes of its step, from shapes alone.
 
-Which axes are split is Megatron-LM's choice (Shoeybi et al. 2019, arXiv:1909.08053): the heads of
-attention, the hidden units of a feed-forward, the vocabulary. Of two thin factors only the side
-that faces the hidden units is split; the other one stays whole on every card, so that what the
-cards add up is rank-sized. Memory (`memory`) and time (`roofline`) of a card follow from its share;
-the default share is the whole of it, on one card.
+Which axes are split is Megatron-LM's choice (Shoeybi et al. 2019, arXiv:1909.08053) inside the
+layers: the heads of attention, the hidden units of a feed-forward. Of two thin factors only the
+side that faces the hidden units is split; the other one stays whole on every card, so that what the
+cards add up is rank-sized. The table of the tokens is whole on every card, as MindFormers' GPT-2
+has it (`vocab_emb_dp`): the 50,257 rows of GPT-2's divide by 29 and 1733 alone. Memory (`memory`)
+and time (`roofline`) of a card follow from its share; the default share is the whole of it, on one
+card.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class Share:
 
     `first_layer` up to `end_layer` (excluded; None: the last one included) are the decoder layers
     of its pipeline stage; embeddings go with the first layer, final norm and head with the last.
-    `tensor` cards split heads, hidden units and vocabulary; with `sequence` they split what lies
-    between along time as well. Activations of `in_flight` micro batches wait for their backward
+    `tensor` cards split heads and hidden units; with `sequence` they split what lies between along
+    time as well. Activations of `in_flight` micro batches wait for their backward
     pass. `state_cards`, `gradient_cards` and `weight_cards` share optimizer state, gradients and
     weights among data parallel cards.
     """
@@ -59,12 +61,6 @@ class Share:
 
 
 WHOLE = Share()
-
-
-def vocabulary_rows(config: GPTConfig, share: Share) -> int:
-    """Rows of the token table on a card: all of them where the cards do not divide them."""
-    rows = config.vocab_size
-    return rows if rows % share.tensor else rows // share.tensor
 
 
 def hidden_units(spec: Mapping[str, Any], shape: Shape) -> int | None:
@@ -112,7 +108,7 @@ def count_share(config: GPTConfig, share: Share) -> int:
     per_layer = count_attention(config, share.tensor) + 4 * config.hidden_size
     costs = share_costs(config, share)
     total = len(costs) * per_layer + sum(cost.parameters for cost in costs)
-    table = count_table(config, share)
+    table = count_table(config)
     if share.holds_embeddings():
         total += table + config.max_position_embeddings * config.hidden_size
     if share.holds_head(config):
@@ -126,9 +122,9 @@ def count_attention(config: GPTConfig, tensor: int) -> int:
     return count_weights(d, 3 * inner, rank) + 3 * inner + count_weights(inner, d, rank) + d
 
 
-def count_table(config: GPTConfig, share: Share) -> int:
+def count_table(config: GPTConfig) -> int:
     """Trainable values of the token table on one card."""
-    return count_weights(vocabulary_rows(config, share), config.hidden_size, config.embedding_rank)
+    return count_weights(config.vocab_size, config.hidden_size, config.embedding_rank)
 
 
 def largest_unit(config: GPTConfig, share: Share) -> int:
@@ -136,5 +132,5 @@ def largest_unit(config: GPTConfig, share: Share) -> int:
     per_layer = count_attention(config, share.tensor) + 4 * config.hidden_size
     units = [per_layer + cost.parameters for cost in share_costs(config, share)]
     if share.holds_embeddings() or share.holds_head(config):
-        units.append(count_table(config, share))
+        units.append(count_table(config))
     return max(units)

@@ -11,6 +11,8 @@ import paddle
 from paddle import Tensor
 
 from fastffn_cli.data.dataset import Batch
+from fastffn_cli.distributed.gradients import local_value
+from fastffn_cli.distributed.parallelism import ALONE, Parallelism
 from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.precision import Precision
 from fastffn_cli.errors import Diverged
@@ -37,7 +39,8 @@ class TrainStep:
     """`step(batch, learning_rate)`: forward and backward by micro batches, clip, update.
 
     The loss of every micro batch is divided by the valid tokens of the *whole* step, so that any
-    division into micro batches gives the same gradient, masks or not.
+    division into micro batches gives the same gradient, masks or not. With several processes
+    `batch` is what this one reads of the step, and all numbers are those of the whole step.
     """
 
     def __init__(
@@ -48,25 +51,30 @@ class TrainStep:
         *,
         micro_batch_size: int,
         grad_clip: float,
+        parallelism: Parallelism = ALONE,
     ) -> None:
         self.task = task
         self.optimizer = optimizer
         self.precision = precision
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
+        self.parallelism = parallelism
+        self.passes = parallelism.passes(task, precision)
         self._skipped_in_a_row = 0
 
     def __call__(self, batch: Batch, learning_rate: float) -> StepResult:
         """Run one update; raises `Diverged`, before the update, when a number is not finite."""
         loss = self.accumulate_gradients(batch)
         self.precision.unscale(self.optimizer)
-        grad_norm = global_norm(self.optimizer.parameters)
+        grad_norm = self.parallelism.gradient_norm(self.optimizer)
         finite = math.isfinite(grad_norm) and math.isfinite(loss)
+        self.precision.agree(overflowed=not finite)
         if not finite and (self.precision.scaler is None or not math.isfinite(loss)):
             self._raise_diverged(loss)
         if finite and self.grad_clip and grad_norm > self.grad_clip:
             scale_gradients(self.optimizer.parameters, self.grad_clip / grad_norm)
         self.precision.update(self.optimizer, learning_rate)
+        self.parallelism.share_updates(self.optimizer)
         self.optimizer.clear_gradients()
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
         if self._skipped_in_a_row >= MAX_SKIPPED:
@@ -83,7 +91,7 @@ class TrainStep:
         """
         self.accumulate_gradients(batch)
         scale_gradients(self.optimizer.parameters, 1.0 / self.precision.loss_scale)
-        norm = global_norm(self.optimizer.parameters)
+        norm = self.parallelism.gradient_norm(self.optimizer)
         factor = self.grad_clip / norm if self.grad_clip and norm > self.grad_clip else 1.0
         gradients = {
             name: self.optimizer.parameters[name].grad.astype("float32").numpy() * factor
@@ -94,17 +102,13 @@ class TrainStep:
 
     def accumulate_gradients(self, batch: Batch) -> float:
         """Add one step's gradients, times the loss scale; return the mean loss of its tokens."""
-        valid = max(self.task.weight(batch), 1.0)
-        total: Tensor | None = None
-        for micro in micro_batches(batch, self.micro_batch_size):
-            with self.precision.autocast():
-                loss = self.task.loss(micro) / valid
-                penalty = self.task.penalty(micro)
-            objective = loss if penalty is None else loss + penalty / valid
-            self.precision.scale(objective).backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None, "a step has at least one micro batch"
-        return float(total.item())
+        (weight,) = self.parallelism.total(self.task.weight(batch))
+        loss = self.passes.accumulate_gradients(
+            micro_batches(batch, self.micro_batch_size), max(weight, 1.0)
+        )
+        self.parallelism.sum_gradients(self.optimizer)
+        (mean,) = self.parallelism.total(loss)
+        return mean
 
     def _raise_diverged(self, loss: float) -> None:
         culprit = first_not_finite(self.optimizer.parameters)
@@ -120,39 +124,25 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch.slice(start, min(start + size, rows))
 
 
-def global_norm(parameters: Mapping[str, Tensor]) -> float:
-    """L2 norm over all gradients together, summed in float32."""
-    squares = [_squared_norm(parameter.grad) for parameter in _with_gradient(parameters)]
-    if not squares:
-        return 0.0
-    return math.sqrt(total) if (total := float(paddle.add_n(squares).item())) >= 0 else math.nan
-
-
 def scale_gradients(parameters: Mapping[str, Tensor], factor: float) -> None:
     """Multiply all gradients by `factor`, in place."""
     with paddle.no_grad():
         for parameter in _with_gradient(parameters):
-            parameter.grad.scale_(factor)
+            local_value(parameter.grad).scale_(factor)
 
 
 def first_not_finite(parameters: Mapping[str, Tensor]) -> str | None:
     """Name the first parameter, in model order, that is not finite itself or by its gradient."""
     for name, parameter in parameters.items():
-        if not bool(paddle.isfinite(parameter).all().item()):
+        if not bool(paddle.isfinite(local_value(parameter)).all().item()):
             return name
     for name, parameter in parameters.items():
-        if parameter.grad is not None and not bool(paddle.isfinite(parameter.grad).all().item()):
+        if parameter.grad is None:
+            continue
+        if not bool(paddle.isfinite(local_value(parameter.grad)).all().item()):
             return f"{name}.grad"
     return None
 
 
 def _with_gradient(parameters: Mapping[str, Tensor]) -> list[Tensor]:
     return [parameter for parameter in parameters.values() if parameter.grad is not None]
-
-
-def _squared_norm(gradient: Tensor) -> Tensor:
-    # One pass over the memory; the operator behind Paddle's own ClipGradByGlobalNorm.
-    kernel = getattr(paddle._C_ops, "squared_l2_norm", None)
-    if kernel is not None and gradient.dtype == paddle.float32:
-        return kernel(gradient)
-    return paddle.sum(paddle.square(gradient.astype("float32"))).reshape([1])

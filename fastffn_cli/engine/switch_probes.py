@@ -22,7 +22,8 @@ from paddle import Tensor, nn
 from fastffn_cli.data.dataset import Batch
 from fastffn_cli.engine.handover import merging_layers
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.stages import STAGE2, Stages, prepare_switch
+from fastffn_cli.engine.stage_change import prepare_switch
+from fastffn_cli.engine.stages import STAGE2, Stages
 from fastffn_cli.engine.step import TrainStep, micro_batches
 from fastffn_cli.errors import Diverged, MergeCheckFailed
 from models import ffn

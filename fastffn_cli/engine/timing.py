@@ -18,7 +18,7 @@ from fastffn_cli.data.dataset import Batch
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.model import build_model
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.precision import choose_precision
+from fastffn_cli.engine.precision import settle_precision
 from fastffn_cli.engine.step import TrainStep
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig
@@ -48,7 +48,7 @@ class Arm:
         self.device, self.until = device, until
         self.model = build_model(model_config, config.Global.seed)
         self.model.train()
-        self.precision, _ = choose_precision(config.Engine.mix_precision, device)
+        self.precision, *_ = settle_precision(config, device)
         self.precision.decorate(self.model)
         optimizer = AdamW(
             self.model, config.Optimizer, multi_precision=self.precision.multi_precision

@@ -30,8 +30,15 @@ class CausalLM:
 
         `batch` holds tokens, labels and mask of [B, S]; they go to the current device.
         """
-        logits_BSV = self.model(paddle.to_tensor(batch.tokens_BS))
-        losses_N = token_losses(logits_BSV, paddle.to_tensor(batch.labels_BS))
+        return self.score(self.run_model(batch), batch)
+
+    def run_model(self, batch: Batch) -> Tensor:
+        """Return the model's logits [B, S, V]."""
+        return self.model(paddle.to_tensor(batch.tokens_BS))
+
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the sum over unmasked tokens of -log p(label) from logits [B, S, V]."""
+        losses_N = token_losses(outputs, paddle.to_tensor(batch.labels_BS))
         mask_N = paddle.to_tensor(batch.mask_BS).reshape([-1])
         return paddle.sum(losses_N * mask_N)
 

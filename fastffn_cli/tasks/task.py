@@ -26,7 +26,17 @@ class Task(Protocol):
     model: nn.Layer
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the SUM of the losses of the batch's valid tokens: float32, 0-d."""
+        """Return the SUM of the losses of the batch's valid tokens: float32, 0-d.
+
+        It is `score(run_model(batch), batch)`: two halves, for models that are spread over
+        processes of which only some see the end.
+        """
+
+    def run_model(self, batch: Batch) -> Tensor:
+        """Call the model on the batch."""
+
+    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of what `run_model` returned for the batch."""
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """Return what the model itself adds to the objective of the batch just given to `loss`.

@@ -12,7 +12,6 @@ import pytest
 
 from fastffn_cli.engine import cpu
 from fastffn_cli.engine.diagnose import Check, check_numpy, diagnose, metadata
-from tests.engine.host_npu import build_plugin
 
 pytestmark = pytest.mark.slow
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,7 +51,8 @@ def test_absent_device_is_a_problem_with_a_remedy(run_fastffn: Program) -> None:
     assert "Traceback" not in done.stderr
     assert "no plugin registers 'npu'" in done.stdout
     assert '-> pip install "fastffn[npu]"' in done.stdout
-    assert "1 problem to solve before training" in done.stdout
+    assert "npu-smi is not on the PATH" in done.stdout
+    assert "problems to solve before training" in done.stdout
 
 
 def test_missing_paddle_leaves_the_other_checks(run_fastffn: Program, tmp_path: Path) -> None:
@@ -69,11 +69,15 @@ def test_missing_paddle_leaves_the_other_checks(run_fastffn: Program, tmp_path: 
 
 def test_broken_plugin_is_named_as_the_suspect(run_fastffn: Program, tmp_path: Path) -> None:
     (tmp_path / "libpaddle-custom-npu.so").write_text("no library")
-    done = run_fastffn("doctor", "--json", env={"CUSTOM_DEVICE_ROOT": str(tmp_path)})
-    paddle = checks_of(done)["paddle"]
+    env = {"CUSTOM_DEVICE_ROOT": str(tmp_path)}
+    done = run_fastffn("doctor", "--device", "npu", "--json", env=env)
+    checks = checks_of(done)
+    paddle = checks["paddle"]
     assert done.returncode == 2
     assert paddle["status"] == "problem"
     assert f"CUSTOM_DEVICE_ROOT={tmp_path}" in paddle["remedy"]
+    # What a plugin needs is looked at all the same: its absence may be the cause.
+    assert checks["cann"]["status"] == "problem"
 
 
 def test_forced_matrix_path_that_would_kill_is_found_first(run_fastffn: Program) -> None:
@@ -87,19 +91,33 @@ def test_forced_matrix_path_that_would_kill_is_found_first(run_fastffn: Program)
     assert checks["training"]["status"] == "ok"
 
 
-def test_device_without_kernels_is_a_problem_not_a_traceback(
-    run_fastffn: Program, tmp_path: Path
+def test_a_working_npu_may_train_although_its_driver_is_not_seen(
+    run_fastffn: Program, npu_env: dict[str, str]
 ) -> None:
-    plugin_dir = build_plugin(tmp_path)
-    done = run_fastffn(
-        "doctor", "--device", "npu", "--json", env={"CUSTOM_DEVICE_ROOT": str(plugin_dir)}
-    )
+    env = {**npu_env, "HOST_NPU_DEVICES": "2"}
+    done = run_fastffn("doctor", "--device", "npu", "--json", env=env)
+    checks = checks_of(done)
+    assert done.returncode == 0, done.stdout
+    assert checks["plugin"]["detail"] == "npu (2 visible)"
+    assert checks["device"]["detail"] == "npu:0 (others: npu:1, cpu)"
+    assert checks["mixed precision"]["detail"] == "float16, bfloat16"
+    assert "steps of a tiny low-rank GPT on npu:0" in checks["training"]["detail"]
+    for name in ("npu driver", "cann", "npu versions"):
+        assert checks[name]["status"] == "note"
+        assert checks[name]["remedy"]
+
+
+def test_an_npu_that_fails_is_a_problem_not_a_traceback(
+    run_fastffn: Program, npu_env: dict[str, str]
+) -> None:
+    env = {**npu_env, "HOST_NPU_MEMORY_MIB": "0"}
+    done = run_fastffn("doctor", "--device", "npu", "--json", env=env)
     checks = checks_of(done)
     assert done.returncode == 2
-    assert checks["device"]["detail"] == "npu:0 (others: npu:1, cpu)"
-    assert "set_env.sh" in checks["plugin"]["remedy"]
     assert "a tiny model fails on npu:0" in checks["training"]["detail"]
     assert "--device cpu" in checks["training"]["remedy"]
+    assert checks["npu driver"]["status"] == "problem"
+    assert "set_env.sh" in checks["cann"]["remedy"]
 
 
 @pytest.mark.parametrize(

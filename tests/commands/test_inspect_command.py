@@ -142,6 +142,26 @@ def test_last_record_of_a_step_counts_and_pauses_do_not(
     assert (run["processes"], run["state"]) == (2, "unfinished")
 
 
+def test_a_run_of_several_processes_names_them_and_their_layout(
+    trained_run: TrainedRun, tmp_path: Path, run_fastffn: Program
+) -> None:
+    shutil.copy(trained_run.dir / "config.yaml", tmp_path)
+    start = {"event": "start", "stage": "pretrain", "max_steps": 9, "time": 100.0}
+    layout = "dp 2 x mp 2, 1 x 4 sequences"
+    for record, cards, shown in (
+        (start | {"processes": 4, "layout": layout}, 4, f"\nlayout  4 processes: {layout}\n"),
+        (start | {"processes": 4}, 4, "\nlayout  4 processes\n"),
+        (start, 1, ""),
+    ):
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        described = describe_run(tmp_path)
+        assert (described["cards"], described["layout"]) == (cards, record.get("layout"))
+        done = run_fastffn("inspect", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
+        assert ("layout" in done.stdout) is (cards > 1)
+
+
 def test_curve_falls_from_the_upper_left_to_the_lower_right() -> None:
     points = [(step, 10.0 - step) for step in range(10)]
     lines = draw_curves({"train": points}, width=10, height=10, ascii_only=True)

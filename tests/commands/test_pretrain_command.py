@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -424,6 +426,75 @@ def test_a_config_from_stdin_is_continued_from_the_run_folder(
     assert command(file, resume=str(trained_run.dir)).endswith(f"--resume {trained_run.dir}")
 
 
+@pytest.mark.parametrize(
+    ("options", "processes", "launch"),
+    [
+        ("--nproc 2 --log-dir 'my logs'", "2", "launch --nproc 2 --log-dir 'my logs' -- "),
+        ("--nproc 1", "1", "launch --nproc 1 -- "),
+        ("", "2", "launch -- "),  # by another launcher, or by the degrees
+        ("", "1", ""),
+    ],
+)
+def test_a_launched_run_is_continued_by_the_same_launch(
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    processes: str,
+    launch: str,
+) -> None:
+    from fastffn_cli.config.load import load_config
+    from fastffn_cli.distributed import job
+    from fastffn_cli.engine.blueprint import draw_blueprint
+    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.training import continue_command
+
+    file = str(workplace.config_file)
+    folder = f"Engine.save_load.output_dir={workplace.run_dir}"
+    blueprint = draw_blueprint(load_config(file, [folder]), use_device("cpu"), stage="pretrain")
+    monkeypatch.setenv(job.LAUNCH_OPTIONS, options)
+    monkeypatch.setenv(job.WORLD_SIZE, processes)
+    assert (
+        continue_command(blueprint)
+        == f"fastffn {launch}pretrain -c {shlex.quote(file)} -o {shlex.quote(folder)} --resume"
+    )
+
+
+def test_a_second_ctrl_c_says_what_is_left(
+    fastffn: Program, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastffn_cli.engine.step import StepResult, TrainStep
+
+    make_step = TrainStep.__call__
+    made: list[StepResult] = []
+
+    def step_with_impatience(self: TrainStep, *arguments: object) -> StepResult:
+        made.append(make_step(self, *arguments))
+        if len(made) == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return made[-1]
+
+    monkeypatch.setattr(TrainStep, "__call__", step_with_impatience)
+    done = fastffn("pretrain", "-c", "tiny.yaml", "-o", "Engine.save_load.save_steps=4")
+    assert done.code == 130
+    assert "stopped at once" in done.err
+    assert (
+        "The newest checkpoint is runs/tiny/checkpoints/step-00000004. Continue with:" in done.err
+    )
+    assert "fastffn pretrain -c tiny.yaml" in done.err
+
+
 def test_metrics_lines_are_json(trained_run: TrainedRun) -> None:
     for line in (trained_run.dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         assert isinstance(json.loads(line)["time"], float)
+
+
+def test_the_next_command_can_be_pasted_where_a_path_has_spaces(
+    fastffn: Program,
+) -> None:
+    short = ("-o", "Engine.max_steps=1", "-o", "Engine.eval_freq=0")
+    done = fastffn("pretrain", "-c", "tiny.yaml", *short, "-o", "Engine.save_load.output_dir=a run")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.strip().startswith("next ")]
+    program, command, path = shlex.split(line.strip().removeprefix("next"))
+    assert (program, command, path) == ("fastffn", "convert", "a run/checkpoints/step-00000001")

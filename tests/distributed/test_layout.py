@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastffn_cli.distributed.layout import Layout, check_layout, find_problems, find_remarks
+from fastffn_cli.distributed.layout import Layout, check_layout, find_problems
 from fastffn_cli.errors import ConfigError
 from tests.distributed.plans import GPT_13B, LAYOUT_13B, TINY
 
@@ -77,7 +77,10 @@ def test_a_time_that_tensor_parallel_cards_do_not_divide():
 def test_kinds_that_are_not_split_and_widths_that_do_not_divide():
     monarch = replace(TINY, ffn={"kind": "monarch", "blocks": 4, "dense_layers": [0]})
     (problem,) = problems(Layout(mp=2), model=monarch)
-    assert problem.startswith("feed-forwards of kind monarch are not split among cards: set")
+    assert problem == (
+        "feed-forwards of kind monarch are not split among cards: set mp_degree to 1, or "
+        "Model.ffn.kind to dense, low_rank, low_rank_activation, narrow or thin"
+    )
     thin = replace(TINY, ffn={"kind": "thin", "rank": 4, "width": 18})
     (problem,) = problems(Layout(mp=4), model=thin)
     assert problem.endswith("set mp_degree to 3, or Model.ffn.width to 20")
@@ -97,10 +100,3 @@ def test_problems_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         check_layout(TINY, 16, Layout(mp=3, pp=3), 8)
     assert len(caught.value.problems) == 4
-
-
-def test_a_vocabulary_that_is_not_divided_is_a_remark():
-    (remark,) = find_remarks(GPT_13B, LAYOUT_13B)
-    assert "does not divide vocab_size 50257" in remark
-    assert "a vocab_size of 50258 would be split" in remark
-    assert find_remarks(TINY, Layout(mp=2)) == []

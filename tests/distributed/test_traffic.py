@@ -32,31 +32,29 @@ def test_data_parallel_cards_all_reduce_the_gradients_once(half, width):
     assert sent.total == sent.all_reduce
 
 
-def test_shared_states_cost_as_many_bytes_as_an_all_reduce():
+def test_shared_states_gather_weights_on_top_of_an_all_reduce():
     sent, plain = traffic(sharding_degree=4), traffic(dp=4)
-    assert sent.reduce_scatter == sent.all_gather == plain.all_reduce / 2
-    assert sent.all_reduce == 0
+    assert sent.all_reduce == plain.all_reduce
+    assert sent.all_gather == plain.all_reduce / 2
 
 
 def test_shared_gradients_are_reduced_and_shared_weights_gathered_each_micro_batch():
     one, two, three = (traffic(sharding_degree=4, sharding_stage=stage) for stage in (1, 2, 3))
-    assert (two.reduce_scatter, two.all_gather) == (5 * one.reduce_scatter, one.all_gather)
-    assert three.reduce_scatter == 5 * one.reduce_scatter
+    assert (two.all_reduce, two.all_gather) == (5 * one.all_reduce, one.all_gather)
+    assert three.reduce_scatter == 5 * one.all_reduce / 2
     assert three.all_gather == 2 * 5 * one.all_gather
 
 
 def test_sharding_within_data_parallelism_reduces_the_rest_of_each_part():
     weights = 4 * count_parameters(TINY)
-    sent = traffic(dp=2, sharding_degree=2)
-    assert sent.reduce_scatter == sent.all_gather == weights / 2
-    assert sent.all_reduce == weights / 2  # 2 (k - 1) / k of a half
+    one, two = (traffic(dp=2, sharding_degree=2, sharding_stage=stage) for stage in (1, 2))
+    assert one.all_gather == two.all_gather == weights / 2
+    assert one.all_reduce == 2 * 3 / 4 * weights
+    assert two.all_reduce == 5 * weights + weights / 2  # and 2 (k - 1) / k of a half
 
 
 def test_tensor_parallel_cards_all_reduce_four_hidden_sizes_a_layer():
-    # And of the split table one at the lookup, one at the head.
-    assert traffic(mp=4).tensor == 2 * 3 / 4 * 4 * TOKENS * D * (4 * LAYERS + 2)
-    odd = replace(TINY, vocab_size=97)
-    assert traffic(mp=4, model=odd).tensor == 2 * 3 / 4 * 4 * TOKENS * D * 4 * LAYERS
+    assert traffic(mp=4).tensor == 2 * 3 / 4 * 4 * TOKENS * D * 4 * LAYERS
 
 
 @pytest.mark.parametrize(
@@ -65,39 +63,49 @@ def test_tensor_parallel_cards_all_reduce_four_hidden_sizes_a_layer():
 def test_recomputing_repeats_the_forward_all_reduces(granularity, reduced):
     model = replace(TINY, recompute_granularity=granularity)
     sent = traffic(mp=2, model=model, recompute=True)
-    assert sent.tensor == 4 * TOKENS * D * (reduced * LAYERS + 2)
+    assert sent.tensor == 4 * TOKENS * D * reduced * LAYERS
 
 
 def test_thin_factors_move_rank_sized_tensors():
     """768 wide and rank 8: 96 times fewer bytes for the feed-forwards."""
-    wide = replace(
-        TINY, hidden_size=768, ffn_hidden_size=3072, num_attention_heads=12, vocab_size=97
-    )
+    wide = replace(TINY, hidden_size=768, ffn_hidden_size=3072, num_attention_heads=12)
     thin = replace(wide, ffn={"kind": "low_rank", "rank": 8})
-    nothing = traffic(mp=2, model=replace(wide, ffn={"kind": "low_rank", "rank": 8})).tensor
     attention = 4 * TOKENS * 2 * 768 * LAYERS
     dense, cheap = (traffic(mp=2, model=model).tensor - attention for model in (wide, thin))
     assert dense == 4 * TOKENS * 2 * 768 * LAYERS
     assert cheap == 4 * TOKENS * 2 * 8 * LAYERS
     assert dense / cheap == 96
-    assert nothing == attention + cheap
 
 
-def test_factored_attention_and_table_move_rank_sized_tensors_too():
-    model = replace(TINY, ffn={"kind": "low_rank", "rank": 4}, attention_rank=8, embedding_rank=16)
-    assert traffic(mp=2, model=model).tensor == 4 * TOKENS * (LAYERS * 2 * (4 + 8) + 2 * 16)
+def test_factored_attention_moves_rank_sized_tensors_too():
+    model = replace(TINY, ffn={"kind": "low_rank", "rank": 4}, attention_rank=8)
+    assert traffic(mp=2, model=model).tensor == 4 * TOKENS * LAYERS * 2 * (4 + 8)
 
 
-def test_sequence_parallelism_adds_the_gradients_of_what_is_whole():
+def test_sequence_parallelism_adds_gradients_and_both_ends():
     plain, shared = (traffic(mp=2, sequence_parallel=on) for on in (False, True))
     per_layer = 4 * D + 2 * D  # norms, and the biases behind split inputs
-    whole = LAYERS * per_layer + 2 * D + 16 * D  # the last norm and the positions
-    assert shared.tensor - plain.tensor == 4 * whole
+    whole = LAYERS * per_layer + 2 * D  # and the last norm
+    # What goes into the head is gathered, and the embeddings' gradient: halves of an all-reduce.
+    assert shared.tensor - plain.tensor == 4 * whole + 2 * 4 * TOKENS * D / 2
+
+
+def test_sequence_parallel_stages_have_an_end_each():
+    first, last = (
+        traffic(stage, mp=2, pp=2, sequence_parallel=True).tensor
+        - traffic(stage, mp=2, pp=2).tensor
+        for stage in (0, 1)
+    )
+    assert first == 4 * (LAYERS // 2 * 6 * D) + 4 * TOKENS * D / 2
+    assert last - first == 4 * 2 * D  # the last norm
 
 
 def test_a_pipeline_sends_activations_and_gradients_to_its_neighbours():
     sent = [traffic(stage, pp=4) for stage in range(4)]
-    assert [each.pipeline for each in sent] == [n * 4 * TOKENS * D for n in (1, 2, 2, 1)]
+    swaps = [5 + 3, 5 + 2, 5 + 1]  # of the links: five micro batches, and those that fill it
+    one = 4 * TOKENS // 5 * D
+    sums = [swaps[0], swaps[0] + swaps[1], swaps[1] + swaps[2], swaps[2]]
+    assert [each.pipeline for each in sent] == [count * one for count in sums]
     assert [each.tied for each in sent] == [4 * VOCAB * D, 0, 0, 4 * VOCAB * D]
 
 

@@ -15,14 +15,8 @@ from fastffn_cli.engine import cpu, host_memory
 from fastffn_cli.engine.device import Device, gpu_count, resolve_device, use_device
 from fastffn_cli.errors import UserError
 from tests.conftest import program_env
-from tests.engine.host_npu import build_plugin
 
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def plugin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +86,18 @@ def test_missing_paddle_offers_three_builds() -> None:
     assert "is not installed" in done.stdout, done.stderr
     for extra in ("fastffn[cpu]", "fastffn[gpu]", "fastffn[npu]"):
         assert extra in done.stdout
+
+
+def test_a_crash_is_told_on_stderr_and_not_among_data() -> None:
+    code = (
+        "import os\n"
+        "from fastffn_cli.engine.device import use_device\n"
+        "use_device('cpu'); print('data', flush=True); os.abort()\n"
+    )
+    done = run_python(code)
+    assert done.stdout == "data\n"
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert 'File "<string>", line 3' in done.stderr
 
 
 def test_module_comes_without_paddle_and_use_is_quiet() -> None:
@@ -179,8 +185,10 @@ print(json.dumps(seen))
 """
 
 
-def test_plugin_device_is_used_through_the_same_calls(plugin_dir: Path) -> None:
-    done = run_python(PLUGIN_PROBE, CUSTOM_DEVICE_ROOT=str(plugin_dir))
+@pytest.mark.slow  # the plugin is built on first use
+def test_plugin_device_is_used_through_the_same_calls(npu_env: dict[str, str]) -> None:
+    variables = {"HOST_NPU_DEVICES": "2", "HOST_NPU_TYPES": "float16"}
+    done = run_python(PLUGIN_PROBE, **npu_env, **variables)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert (seen["name"], seen["place"]) == ("npu:1", "Place(npu:1)")

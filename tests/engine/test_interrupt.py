@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from fastffn_cli.engine.interrupt import listen
+from fastffn_cli.errors import Interrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -22,9 +23,14 @@ def test_the_first_signal_is_noted_and_announced_once(number: signal.Signals, co
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), listen(lambda text: None):
+    with (
+        pytest.raises(Interrupted, match="stopped at once") as caught,
+        listen(lambda text: None, at_once=lambda: "this is left"),
+    ):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+    assert caught.value.exit_code == 130
+    assert caught.value.hint == "this is left"
 
 
 def test_the_handlers_of_before_come_back_even_after_an_error() -> None:

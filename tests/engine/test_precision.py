@@ -13,7 +13,7 @@ from fastffn_cli.config.schema_training import MixPrecision, OptimizerSection
 from fastffn_cli.engine.checkpoint import model_tensors
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.optimizer import AdamW
-from fastffn_cli.engine.precision import Precision, choose_precision
+from fastffn_cli.engine.precision import LossScaler, Precision, choose_precision
 from fastffn_cli.engine.step import MAX_SKIPPED, TrainStep
 from fastffn_cli.errors import Diverged
 from fastffn_cli.tasks.causal_lm import CausalLM
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_a_float32_run_leaves_the_scaler_as_it_is(scalers_work: 
 
 def scaled_precision() -> Precision:
     """Float32 arithmetic with a loss scale: what the scaler does can be seen on a CPU."""
-    return Precision("float16", "O1", scaler=paddle.amp.GradScaler(init_loss_scaling=1024.0))
+    return Precision("float16", "O1", scaler=LossScaler(init_loss_scaling=1024.0))
 
 
 def scaled_step(precision: Precision) -> tuple[TrainStep, GPT]:
@@ -169,6 +169,24 @@ def test_an_overflow_skips_the_update_halves_the_scale_and_training_goes_on(
     overflow.remove()
     assert not step(random_batch(0, 4, 8, 30), 1e-3).skipped
     assert model_tensors(model)["norm.weight"].tobytes() != before["norm.weight"].tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:For float16, amp only support")
+def test_the_scale_goes_as_paddles_does_and_nothing_is_printed(
+    scalers_work: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"init_loss_scaling": 64.0, "incr_every_n_steps": 2, "decr_every_n_nan_or_inf": 2}
+    ours, paddles = LossScaler(**settings), paddle.amp.GradScaler(**settings)
+    rng = np.random.default_rng()
+    for _ in range(40):
+        overflowed = bool(rng.random() < 0.4)
+        for scaler in (ours, paddles):
+            scaler._cache_found_inf = overflowed
+        ours.update()
+        assert capsys.readouterr().out == ""
+        paddles.update()
+        capsys.readouterr()
+        assert ours.state_dict() == paddles.state_dict()
 
 
 @pytest.mark.filterwarnings("ignore:For float16, amp only support")

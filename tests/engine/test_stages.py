@@ -255,7 +255,7 @@ def test_a_merge_that_is_another_function_ends_the_run_and_keeps_stage_1(
 ) -> None:
     with workplace.config_file.open("a", encoding="utf-8") as file:
         file.write(SCHEDULE)
-    monkeypatch.setattr("fastffn_cli.engine.stages.TOLERANCE", -1.0)
+    monkeypatch.setattr("fastffn_cli.engine.stage_change.TOLERANCE", -1.0)
     result = fastffn("pretrain", "-c", "tiny.yaml", *TWELVE)
     assert result.code == 5
     assert (workplace.run_dir / "checkpoints/latest").read_text().strip() == "step-00000006"

@@ -10,10 +10,11 @@ import pytest
 
 from fastffn_cli.config.schema_training import OptimizerSection
 from fastffn_cli.data.dataset import Batch
+from fastffn_cli.distributed.parallelism import ALONE
 from fastffn_cli.engine.checkpoint import model_tensors
 from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.precision import Precision
-from fastffn_cli.engine.step import TrainStep, global_norm
+from fastffn_cli.engine.step import TrainStep
 from fastffn_cli.errors import Diverged
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPT, GPTConfig
@@ -160,7 +161,7 @@ def test_the_reported_norm_is_the_one_before_clipping_and_the_clip_bounds_the_gr
     monkeypatch.setattr(
         step.optimizer,
         "step",
-        lambda rate: (norms.append(global_norm(step.optimizer.parameters)), apply(rate)),
+        lambda rate: (norms.append(ALONE.gradient_norm(step.optimizer)), apply(rate)),
     )
     result = step(random_batch(0, ROWS, SEQ_LEN, VOCAB), 1e-3)
     assert result.grad_norm > 0.1
@@ -171,7 +172,7 @@ def test_a_clip_of_zero_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     norms = []
     step = train_step(tiny_gpt(), clip=0.0)
     monkeypatch.setattr(
-        step.optimizer, "step", lambda rate: norms.append(global_norm(step.optimizer.parameters))
+        step.optimizer, "step", lambda rate: norms.append(ALONE.gradient_norm(step.optimizer))
     )
     result = step(random_batch(0, ROWS, SEQ_LEN, VOCAB), 1e-3)
     assert norms == [pytest.approx(result.grad_norm, rel=1e-6)]
@@ -181,9 +182,8 @@ def test_global_norm_is_that_of_all_gradients_together() -> None:
     model = tiny_gpt()
     CausalLM(model).loss(random_batch(0, ROWS, SEQ_LEN, VOCAB)).backward()
     squares = [float((p.grad.numpy().astype(np.float64) ** 2).sum()) for p in model.parameters()]
-    assert global_norm(dict(model.named_parameters())) == pytest.approx(
-        np.sqrt(sum(squares)), rel=1e-6
-    )
+    optimizer = AdamW(model, OptimizerSection(), multi_precision=False)
+    assert ALONE.gradient_norm(optimizer) == pytest.approx(np.sqrt(sum(squares)), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -21,7 +21,7 @@ from fastffn_cli.engine.device import use_device
 from fastffn_cli.engine.measured_criterion import Measured
 from fastffn_cli.engine.run import read_metrics, series
 from fastffn_cli.engine.session import Session
-from fastffn_cli.engine.stages import commit, prepare_switch
+from fastffn_cli.engine.stage_change import commit, prepare_switch
 from fastffn_cli.engine.step import TrainStep
 from fastffn_cli.engine.switch_probes import (
     blocked_shares,

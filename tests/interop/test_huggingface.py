@@ -335,7 +335,7 @@ def test_a_head_that_is_not_tied_and_not_there_is_refused(tmp_path: Path) -> Non
     ("key", "value", "words"),
     [
         ("activation_function", "gelu", "activation_function is 'gelu'"),
-        ("activation_function", "quick_gelu", "only the tanh form of GELU"),
+        ("activation_function", "silu", "only the tanh form of GELU"),
         ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon is 1e-06"),
         ("scale_attn_weights", False, "scale_attn_weights is False"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx is True"),
@@ -380,6 +380,40 @@ def test_all_spellings_of_tanh_gelu_are_read(tmp_path: Path, name: str) -> None:
     write_gpt2(tmp_path, activation_function=name)
 
     assert SYSTEM.open(tmp_path).model["hidden_size"] == WIDTH
+
+
+def test_quick_gelu_is_fast_gelu_here(tmp_path: Path) -> None:
+    write_gpt2(tmp_path, activation_function="quick_gelu")
+
+    opened = SYSTEM.open(tmp_path)
+
+    assert opened.model["hidden_act"] == "fast_gelu"
+
+
+def test_a_fast_gelu_model_comes_back_equal_and_goes_where_it_is_computed(
+    fastffn: Program, tmp_path: Path
+) -> None:
+    write_gpt2(tmp_path / "theirs", activation_function="quick_gelu")
+    ids = np.random.default_rng(3).integers(0, ROWS, (2, 9))
+    run = [("theirs", "--out", "ours"), ("ours", "--format", "hf", "--out", "back")]
+    run.append(("ours", "--format", "mindformers", "--out", "mind"))
+    for source, *words in run:
+        words[-1] = str(tmp_path / words[-1])
+        done = fastffn("convert", tmp_path / source, *words)
+        assert done.code == 0, done.err
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["activation_function"] == (
+        "quick_gelu"
+    )
+    assert "hidden_act=fast_gelu" in done.err
+    logits, _ = logits_and_loss(tmp_path / "ours", ids)
+    write_gpt2(tmp_path / "tanh", activation_function="gelu_new")
+    assert fastffn("convert", tmp_path / "tanh", "--out", tmp_path / "other").code == 0
+    others, _ = logits_and_loss(tmp_path / "other", ids)
+    assert np.abs(logits - others).max() > 1e-4
+    refused = fastffn("convert", tmp_path / "ours", "--format", "fleetx", "--out", tmp_path / "no")
+    assert refused.code == 2
+    assert "Model.hidden_act is fast_gelu here" in " ".join(refused.err.split())
+    assert not (tmp_path / "no").exists()
 
 
 def test_dropout_of_embeddings_is_kept_where_it_differs(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "heads of one value": {"vocab_size": 131, "n_embd": 6, "n_head": 6, "n_layer": 4, "n_inner": 7},
 }
 ACTIVATIONS = (
-    "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh",
+    "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "quick_gelu",
 )  # fmt: skip
 
 
