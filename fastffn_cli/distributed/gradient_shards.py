@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import paddle
 from paddle import Tensor
 
-from fastffn_cli.distributed.gradients import local_value
-
 if TYPE_CHECKING:
     from fastffn_cli.distributed.mesh import Axis
 
@@ -38,11 +36,11 @@ def reduce_to_owners(
 def _reduce(parameter: Tensor, owned: bool, axis: Axis) -> Callable[..., Any]:
     def hook(*_: Any) -> None:
         # An owner's gradient holds the sums of the micro batches before; nobody else's does.
-        summed = axis.all_sum(local_value(parameter.grad))
+        summed = axis.all_sum(parameter.grad)
         if not owned:
             parameter.clear_gradient(False)
             return
         with paddle.no_grad():
-            paddle.assign(summed, local_value(parameter.grad))
+            paddle.assign(summed, parameter.grad)
 
     return hook

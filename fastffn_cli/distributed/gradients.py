@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 BUCKET = 1 << 24  # values: 64 MiB of float32
 
 
-def local_value(tensor: Tensor) -> Tensor:
-    """Return this process's part of a distributed tensor, any other one as it is; no copy."""
-    return tensor._local_value() if tensor.is_dist() else tensor
-
-
 def sum_gradients(parameters: Sequence[Tensor], axis: Axis) -> None:
     """Replace each gradient by the sum of those of all processes along `axis`.
 
@@ -35,7 +30,7 @@ def sum_gradients(parameters: Sequence[Tensor], axis: Axis) -> None:
         if parameter.grad is None:
             parameter.grad = paddle.zeros_like(parameter)
     with paddle.no_grad():
-        for bucket in buckets([local_value(parameter.grad) for parameter in parameters]):
+        for bucket in buckets([parameter.grad for parameter in parameters]):
             summed = axis.all_sum(flatten(bucket))
             for gradient, value in zip(bucket, unflatten(summed, bucket), strict=True):
                 paddle.assign(value, gradient)
@@ -44,9 +39,7 @@ def sum_gradients(parameters: Sequence[Tensor], axis: Axis) -> None:
 def squared_norm(parameters: Iterable[Tensor]) -> float:
     """Sum of the squares of all gradients that are there, in float32."""
     squares = [
-        _squared_norm(local_value(parameter.grad))
-        for parameter in parameters
-        if parameter.grad is not None
+        _squared_norm(parameter.grad) for parameter in parameters if parameter.grad is not None
     ]
     return float(paddle.add_n(squares).item()) if squares else 0.0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import paddle
 from paddle import Tensor
 
-from fastffn_cli.distributed.gradients import BUCKET, flatten, local_value, unflatten
+from fastffn_cli.distributed.gradients import BUCKET, flatten, unflatten
 
 if TYPE_CHECKING:
     from fastffn_cli.distributed.mesh import Axis
@@ -34,11 +34,10 @@ def share_weights(parameters: Mapping[str, Tensor], owner: Mapping[str, int], ax
     """Overwrite every parameter with its owner's value, on all processes along `axis`."""
     if axis.size == 1:
         return
-    values = {name: local_value(parameter) for name, parameter in parameters.items()}
     with paddle.no_grad():
-        for kind in dict.fromkeys(value.dtype for value in values.values()):
+        for kind in dict.fromkeys(value.dtype for value in parameters.values()):
             owned: list[list[Tensor]] = [[] for _ in range(axis.size)]
-            for name, value in values.items():
+            for name, value in parameters.items():
                 if value.dtype == kind:
                     owned[owner[name]].append(value)
             _share(owned, kind, axis)

@@ -11,7 +11,6 @@ import paddle
 from paddle import Tensor
 
 from fastffn_cli.data.dataset import Batch
-from fastffn_cli.distributed.gradients import local_value
 from fastffn_cli.distributed.parallelism import ALONE, Parallelism
 from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.precision import Precision
@@ -128,18 +127,16 @@ def scale_gradients(parameters: Mapping[str, Tensor], factor: float) -> None:
     """Multiply all gradients by `factor`, in place."""
     with paddle.no_grad():
         for parameter in _with_gradient(parameters):
-            local_value(parameter.grad).scale_(factor)
+            parameter.grad.scale_(factor)
 
 
 def first_not_finite(parameters: Mapping[str, Tensor]) -> str | None:
     """Name the first parameter, in model order, that is not finite itself or by its gradient."""
     for name, parameter in parameters.items():
-        if not bool(paddle.isfinite(local_value(parameter)).all().item()):
+        if not bool(paddle.isfinite(parameter).all().item()):
             return name
     for name, parameter in parameters.items():
-        if parameter.grad is None:
-            continue
-        if not bool(paddle.isfinite(local_value(parameter.grad)).all().item()):
+        if parameter.grad is not None and not bool(paddle.isfinite(parameter.grad).all().item()):
             return f"{name}.grad"
     return None
 

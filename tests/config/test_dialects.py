@@ -32,17 +32,6 @@ FORMS = {
 }
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write_file(text, name="theirs.yaml"):
-        Path(name).write_text(text)
-        return name
-
-    return write_file
-
-
 def load(name, *overrides):
     return load_config(str(FILES / f"{name}.yaml"), overrides)
 

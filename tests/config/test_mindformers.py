@@ -19,17 +19,6 @@ FILES = Path(__file__).parent.parent / "fixtures" / "mindformers_yaml"
 NAMES = ("run_gpt2", "run_gpt2_13b", "run_gpt2_13b_32_cards", "run_gpt2_52b")
 
 
-@pytest.fixture
-def write(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write_file(text, name="theirs.yaml"):
-        Path(name).write_text(text)
-        return name
-
-    return write_file
-
-
 def load(name, *overrides):
     return load_config(str(FILES / f"{name}.yaml"), overrides, processes=None)
 
