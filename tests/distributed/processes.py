@@ -10,9 +10,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from tests.conftest import ROOT_DIR, program_env
 
@@ -74,6 +76,22 @@ def run_processes(
         for rank in failed or [rank for rank, code in enumerate(codes) if code is None]
     )
     raise AssertionError(f"{' '.join(command)}: {problem}\n{shown}")
+
+
+def run_cases(
+    words: Sequence[str], cases: Mapping[str, Any], count: int, folder: Path
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Hand dataclasses, as JSON, to a module's `count` processes; return the arrays of each rank.
+
+    `words` are the module and what stands before its cases; it writes `folder`/CASE-RANK.npz.
+    """
+    program, *first = words
+    arguments = [*first, json.dumps([asdict(case) for case in cases.values()]), folder]
+    run_processes(program, arguments, count, timeout=200)
+    return {
+        name: [dict(np.load(folder / f"{number}-{rank}.npz")) for rank in range(count)]
+        for number, name in enumerate(cases)
+    }
 
 
 def job_env(rank: int, ports: Sequence[int], extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """A pipeline of real processes trains as one process does."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 
 from tests.distributed.pipeline_member import STEPS, Case, train_whole
-from tests.distributed.processes import run_processes
+from tests.distributed.processes import run_cases
+
+MEMBER = "tests.distributed.pipeline_member"
 
 LOW_RANK = {"ffn": {"kind": "low_rank", "rank": 4}}
 FACTORS = {**LOW_RANK, "attention_rank": 4, "embedding_rank": 5}
@@ -45,23 +44,14 @@ FOUR = {
 }
 
 
-def run_cases(cases, count, folder):
-    arguments = [json.dumps([asdict(case) for case in cases.values()]), folder]
-    run_processes("tests.distributed.pipeline_member", arguments, count, timeout=200)
-    return {
-        name: [dict(np.load(folder / f"{number}-{rank}.npz")) for rank in range(count)]
-        for number, name in enumerate(cases)
-    }
-
-
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    return run_cases(TWO, 2, tmp_path_factory.mktemp("two"))
+    return run_cases([MEMBER], TWO, 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def of_four(tmp_path_factory):
-    return run_cases(FOUR, 4, tmp_path_factory.mktemp("four"))
+    return run_cases([MEMBER], FOUR, 4, tmp_path_factory.mktemp("four"))
 
 
 def check(case, ranks):

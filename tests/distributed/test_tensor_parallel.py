@@ -1,7 +1,7 @@
 """A model that is split among real processes computes and trains as the whole one does."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fastffn_cli.distributed.traffic import count_traffic
 from fastffn_cli.errors import ConfigError
 from models.gpt import GPTConfig
 from tests.distributed.pipeline_member import STEPS, Case, new_model
-from tests.distributed.processes import run_processes
+from tests.distributed.processes import run_cases, run_processes
 from tests.distributed.tensor_parallel_member import train
 
 MEMBER = "tests.distributed.tensor_parallel_member"
@@ -65,23 +65,14 @@ WIDE = {
 }  # fmt: skip
 
 
-def run_cases(cases, count, folder):
-    arguments = ["train", json.dumps([asdict(case) for case in cases.values()]), folder]
-    run_processes(MEMBER, arguments, count, timeout=200)
-    return {
-        name: [dict(np.load(folder / f"{number}-{rank}.npz")) for rank in range(count)]
-        for number, name in enumerate(cases)
-    }
-
-
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    return run_cases(TWO, 2, tmp_path_factory.mktemp("two"))
+    return run_cases([MEMBER, "train"], TWO, 2, tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
 def of_four(tmp_path_factory):
-    return run_cases(FOUR, 4, tmp_path_factory.mktemp("four"))
+    return run_cases([MEMBER, "train"], FOUR, 4, tmp_path_factory.mktemp("four"))
 
 
 def check(case, ranks):
