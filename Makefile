@@ -12,7 +12,7 @@ help:
 	@echo "make several the tests that start several processes, or imitate a card"
 	@echo "make parity  compare with torch and transformers, which it installs"
 	@echo "make lint    ruff (format and lint) and mypy"
-	@echo "make bench   the benchmarks whose figures README and docs state"
+	@echo "make bench   measure again what docs/performance.md states"
 	@echo "make readme  write the key table of the YAML into README.md"
 
 # One environment for everything; made anew when the dependencies change.

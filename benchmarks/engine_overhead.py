@@ -13,7 +13,6 @@ is a ratio of at most 1.05.
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import statistics
 import sys
@@ -25,9 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import commit
+from benchmarks.provenance import commit, machine, start_kernels
+from benchmarks.tables import markdown, median_and_middle_half, show
 
 TARGET = 1.05
+HEADER = ("model", "bare loop, ms a step", "engine, ms a step", "engine / bare", "target")
 WARM_UP = 3
 SIZES = {
     "demo, low rank": (),
@@ -41,33 +42,31 @@ def main() -> None:
     from fastffn_cli.engine.device import use_device
 
     device = use_device(args.device)
+    kernels = start_kernels(device)
     import paddle
 
-    lines = []
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         data_dir = write_data(Path(folder), args.seed)
         for number, (name, overrides) in enumerate(SIZES.items()):
             run_dir = Path(folder) / f"run-{number}"
             engine, bare = measure(data_dir, run_dir, overrides, args)
-            lines.append(f"{name:32} {describe(engine, bare)}")
-    lines.append(
-        f"{device.describe()}, paddle {paddle.__version__}, python {platform.python_version()}, "
-        f"{args.steps} pairs of steps each, seed {args.seed}, commit {commit()}"
+            rows.append([name, *describe(engine, bare)])
+    show(
+        markdown(HEADER, rows),
+        f"{machine()}; paddle {paddle.__version__}, kernels {kernels}; {args.steps} pairs of steps "
+        f"each, seed {args.seed}, commit {commit()}.",
     )
-    sys.stdout.write("\n".join(lines) + "\n")
 
 
-def describe(engine: list[float], bare: list[float]) -> str:
-    """Medians in milliseconds, their ratio, and the middle half of the ratios of single pairs."""
-    ours, plain = statistics.median(engine), statistics.median(bare)
+def describe(engine: list[float], bare: list[float]) -> list[str]:
+    """Medians in milliseconds, the ratio of pairs with its middle half, and the verdict."""
     pairs = [one / other for one, other in zip(engine, bare, strict=True)]
-    low, _, high = statistics.quantiles(pairs, n=4)
-    ratio = ours / plain
-    verdict = "within" if ratio <= TARGET else "OVER"
-    return (
-        f"bare {1e3 * plain:6.1f} ms   engine {1e3 * ours:6.1f} ms   ratio {ratio:.3f}, "
-        f"{verdict} {TARGET} (half of the pairs: {low:.3f} to {high:.3f})"
-    )
+    return [
+        *(f"{1e3 * statistics.median(times):.1f}" for times in (bare, engine)),
+        median_and_middle_half(pairs, digits=3),
+        f"{'within' if statistics.median(pairs) <= TARGET else 'OVER'} {TARGET}",
+    ]
 
 
 def read_arguments() -> argparse.Namespace:

@@ -5,7 +5,7 @@
 Timed is the engine's own `TrainStep` (forward, backward, clip, AdamW) on synthetic tokens. A round
 runs some steps of every kind and of dense, one after the other; the ratio is dense seconds over the
 kind's seconds in the same round, above 1 where the kind is faster: the median over the rounds, with
-the smallest and the largest. The ceiling is what the ratio would be if only the FLOPs of matrix
+their middle half. The ceiling is what the ratio would be if only the FLOPs of matrix
 products took time. `guided` runs its cheap layer alone here: its dense guide costs extra while it
 lasts.
 """
@@ -13,15 +13,14 @@ lasts.
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import commit
+from benchmarks.provenance import commit, machine, start_kernels
+from benchmarks.tables import markdown, median_and_middle_half, show
 
 KINDS: dict[str, dict[str, Any]] = {
     "dense": {"kind": "dense"},
@@ -44,24 +43,20 @@ def main() -> None:
     from fastffn_cli.engine.device import use_device
 
     device = use_device(args.device)
+    kernels = start_kernels(device)
     import paddle
 
     ratios, ceilings = measure(args, device)
-    lines = [f"{'kind':24} {'ratio':>6}   {'spread':>11}   ceiling by FLOPs"]
-    for name, values in ratios.items():
-        spread = f"{min(values):.2f}-{max(values):.2f}"
-        lines.append(
-            f"{name:24} {statistics.median(values):6.2f}   {spread:>11}   {ceilings[name]:.2f}"
-        )
-    lines.append(
+    rows = [
+        [name, median_and_middle_half(values), f"{ceilings[name]:.2f}"]
+        for name, values in ratios.items()
+    ]
+    show(
+        markdown(("kind", "ratio", "ceiling by FLOPs"), rows),
         f"{args.layers} layers x {args.hidden}, {args.seq_len} tokens x {args.batch_size}, "
-        f"vocabulary {args.vocab}; {args.rounds} rounds of {args.steps} steps"
+        f"vocabulary {args.vocab}. {machine()}; paddle {paddle.__version__}, kernels {kernels}; "
+        f"{args.rounds} rounds of {args.steps} steps, seed {args.seed}, commit {commit()}.",
     )
-    lines.append(
-        f"{device.describe()}, paddle {paddle.__version__}, python {platform.python_version()}, "
-        f"seed {args.seed}, commit {commit()}"
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def measure(
@@ -125,7 +120,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (
         ("hidden", 256), ("layers", 4), ("seq-len", 256), ("batch-size", 8), ("vocab", 2048),
-        ("rounds", 5), ("steps", 3), ("seed", 1024),
+        ("rounds", 4), ("steps", 2), ("seed", 1024),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")

@@ -42,11 +42,12 @@ class Case:
     name: str
     layout: Mapping[str, Any]
     model: Mapping[str, Any] = field(default_factory=dict)
+    seq_len: int = SEQ_LEN
 
     def as_json(self) -> str:
         """Return the argument of `memory_process`."""
         model = {**BASE, **self.model}
-        return json.dumps({"layout": dict(self.layout), "model": model, "seq_len": SEQ_LEN})
+        return json.dumps({"layout": dict(self.layout), "model": model, "seq_len": self.seq_len})
 
 
 def one_card() -> Iterator[Case]:
@@ -112,8 +113,10 @@ def estimate(
     from fastffn_cli.engine.memory import count_fixed, estimate_memory
 
     layout, model = read_case(json.loads(case.as_json()))
-    share = layout.share(model, fullest_stage(model, SEQ_LEN, layout))
-    expected = estimate_memory(model, SEQ_LEN, on_host=on_host, share=share)
+    share = layout.share(model, fullest_stage(model, case.seq_len, layout))
+    expected = estimate_memory(
+        model, case.seq_len, on_host=on_host, fused=bool(answers[0]["fused"]), share=share
+    )
     shares = [layout.share(model, stage) for stage in range(layout.pp)]
     return Measured(
         peak=max(answer["peak"] for answer in answers),

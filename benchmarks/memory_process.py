@@ -33,6 +33,7 @@ from fastffn_cli.engine.precision import Precision  # noqa: E402
 from fastffn_cli.engine.step import TrainStep  # noqa: E402
 from fastffn_cli.tasks.causal_lm import CausalLM  # noqa: E402
 from models.gpt import GPTConfig  # noqa: E402
+from models.kernels import library  # noqa: E402
 
 WARM_UP = {
     "vocab_size": 64, "hidden_size": 32, "num_layers": 4, "num_attention_heads": 4,
@@ -48,7 +49,7 @@ def read_case(case: dict[str, Any]) -> tuple[Layout, GPTConfig]:
 
 
 def train(layout: Layout, config: GPTConfig, seq_len: int, count: str) -> dict[str, int]:
-    """Train two steps; return the peak and the bytes of the optimizer's moments."""
+    """Train two steps; return the peak, the optimizer's moments, and whether kernels ran."""
     core = paddle.base.core
     gc.collect()
     before = int(core.host_memory_stat_current_value("Allocated", 0))
@@ -82,7 +83,11 @@ def train(layout: Layout, config: GPTConfig, seq_len: int, count: str) -> dict[s
         for name, array in optimizer.state().items()
         if name.endswith((".moment1", ".moment2"))
     ]
-    return {"peak": peak, "moments": sum(array.nbytes for array in moments)}
+    return {
+        "peak": peak,
+        "moments": sum(array.nbytes for array in moments),
+        "fused": library.path() is not None,
+    }
 
 
 def main() -> None:

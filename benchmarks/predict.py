@@ -7,7 +7,8 @@ Nothing is measured here: `fastffn_cli/engine/roofline.py` says what is assumed,
 gain if only the FLOPs of matrix products took time; fewer hidden units also save the memory traffic
 of GELU, by which `thin` and `narrow` may exceed it. A cell reads: speed-up of a stage-1 step (of
 the whole run, where 50 % / 75 % of its steps are stage 1). `--fused` expects attention and loss to
-keep their large intermediates out of memory, which this project's model does not do.
+keep their large intermediates out of memory: attention does where a run finds its device's fused
+operator, the chunked loss halfway, for its chunks pass through memory.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def predict(shape: str, *, fused: bool) -> Iterator[str]:
     seq_len, micro_batch = config.Data.dataset.max_seq_len, config.Data.batch_size.micro_batch_size
     sizes = {"seq_len": seq_len, "micro_batch_size": micro_batch, "fused": fused}
     seconds = {name: estimate_step(dense, chip, **sizes) for name, chip in CHIPS.items()}
-    how = "fused attention and loss" if fused else "attention and loss as they are written"
+    how = "fused attention and loss" if fused else "attention and loss in single operators"
     yield f"**{shape}**: {micro_batch} sequences of {seq_len} tokens a step, {how}"
     yield ""
     yield f"| kind | ceiling | {' | '.join(CHIPS)} |"

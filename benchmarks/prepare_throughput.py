@@ -2,18 +2,19 @@
 
     python benchmarks/prepare_throughput.py [--text FILE] [--tokenizer SPEC] [--threads N]
 
-Both sides start from the file on the disk. The library side reads it, encodes it by `encode_batch`
-in portions of whole lines (its own threads, the same number of them) and throws the ids away; ours
-is the whole command: reading, cutting, encoding, writing and publishing the token files. The two
-alternate, so that a change of the machine's speed touches both; the ratio is taken a pair at a
-time. Without --text a text of random words is generated from --seed.
+Both sides start from the file on the disk. The library side reads it, encodes it by
+`encode_batch_fast` in portions of whole lines (its own threads, the same number of them; portions
+of the size that was fastest) and does not even ask for the ids; ours is the whole command: reading,
+cutting, encoding, writing and publishing the token files. The two alternate, so that a change of
+the machine's speed touches both; the ratio is taken a pair at a time. Scaling is the whole command
+with one worker over the one with as many as there are threads, in the same round. Without --text a
+text of random words is generated from --seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import shutil
 import statistics
@@ -24,16 +25,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import commit
+from benchmarks.provenance import commit, machine
+from benchmarks.rivals.contestant import ratio
+from benchmarks.tables import markdown, median_and_middle_half, show, verdict
 
-PORTION_CHARS = 1 << 14
+PORTION_CHARS = 1 << 12
+PORTIONS = 256  # of a call
+TARGET = 0.8
 
 
 def main() -> None:
     args = read_arguments()
     # The library reads its number of threads once, before its first batch.
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)
-    from fastffn_cli.data.prepare import Request, prepare
     from fastffn_cli.data.tokenizer import build_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,21 +46,18 @@ def main() -> None:
         # Trained once, so that neither side's time has the training in it.
         build_tokenizer(args.tokenizer, [text_file]).save(work_dir / "tokenizer")
         size = text_file.stat().st_size / 1e6
-        ours, theirs = [], []
+        times: dict[str, list[float]] = {"library": [], "ours": [], "one worker": []}
         for number in range(args.rounds + 1):
-            library = time_library(text_file, work_dir / "tokenizer")
-            out_dir = work_dir / "out"
-            request = Request(
-                (text_file,), out_dir, str(work_dir / "tokenizer"), workers=args.threads
-            )
-            started = time.perf_counter()
-            prepare(request)
-            whole = time.perf_counter() - started
-            shutil.rmtree(out_dir)
+            tokenizer = work_dir / "tokenizer"
+            seconds = {
+                "library": time_library(text_file, tokenizer),
+                "ours": time_prepare(text_file, tokenizer, args.threads),
+                "one worker": time_prepare(text_file, tokenizer, 1),
+            }
             if number:  # the first round warms caches
-                ours.append(size / whole)
-                theirs.append(size / library)
-    report(args, size, ours, theirs)
+                for name, values in times.items():
+                    values.append(seconds[name])
+    report(args, size, times)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -64,7 +65,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, help="a .txt file (default: generated words)")
     parser.add_argument("--tokenizer", default="train:8000")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -99,29 +100,48 @@ def time_library(text_file: Path, tokenizer_dir: Path) -> float:
             if chars >= PORTION_CHARS:
                 batch.append("".join(portion))
                 portion, chars = [], 0
-                if len(batch) >= 256:
-                    engine.encode_batch(batch, add_special_tokens=False)
+                if len(batch) >= PORTIONS:
+                    engine.encode_batch_fast(batch, add_special_tokens=False)
                     batch = []
     batch.append("".join(portion))
-    engine.encode_batch(batch, add_special_tokens=False)
+    engine.encode_batch_fast(batch, add_special_tokens=False)
     seconds = time.perf_counter() - started
     del os.environ["TOKENIZERS_PARALLELISM"]
     return seconds
 
 
-def report(args: argparse.Namespace, size: float, ours: list[float], theirs: list[float]) -> None:
-    ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
-    text = args.text or f"generated words, seed {args.seed}"
-    lines = [
-        f"text       {text} ({size:.1f} MB), tokenizer {args.tokenizer}",
-        f"machine    {platform.machine()}, {os.cpu_count()} cores, python "
-        f"{platform.python_version()}, commit {commit()}",
-        f"threads    {args.threads}, {args.rounds} pairs of runs",
-        f"library    {statistics.median(theirs):.2f} MB/s (encode_batch alone)",
-        f"prepare    {statistics.median(ours):.2f} MB/s (whole command)",
-        f"ratio      {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+def time_prepare(text_file: Path, tokenizer_dir: Path, workers: int) -> float:
+    """Return the seconds of the whole command."""
+    from fastffn_cli.data.prepare import Request, prepare
+
+    out_dir = tokenizer_dir.with_name("out")
+    started = time.perf_counter()
+    prepare(Request((text_file,), out_dir, str(tokenizer_dir), workers=workers))
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out_dir)
+    return seconds
+
+
+def report(args: argparse.Namespace, size: float, times: dict[str, list[float]]) -> None:
+    speeds = {name: size / statistics.median(values) for name, values in times.items()}
+    ratios = ratio(times["library"], times["ours"])
+    text = args.text.name if args.text else f"generated words, seed {args.seed}"
+    row = [
+        f"{text}, {size:.1f} MB, {args.tokenizer}",
+        f"{speeds['library']:.2f} MB/s",
+        f"{speeds['ours']:.2f} MB/s",
+        median_and_middle_half(ratios),
+        verdict(statistics.median(ratios), TARGET),
+        median_and_middle_half(ratio(times["one worker"], times["ours"])),
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    header = (
+        *("text and tokenizer", "library alone", "whole command", "ratio", "target"),
+        f"{args.threads} workers / 1",
+    )
+    show(
+        markdown(header, [row]),
+        f"{machine()}, {args.threads} threads; {args.rounds} rounds, commit {commit()}.",
+    )
 
 
 if __name__ == "__main__":

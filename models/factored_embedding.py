@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import paddle
 from paddle import Tensor, nn
-from paddle.nn import functional
 
 from models.ffn.low_rank import LowRankLinear, LowRankOptions
+from models.kernels.lookup import look_up
 
 
 class TiedEmbedding(nn.Embedding):
@@ -27,9 +27,17 @@ class TiedEmbedding(nn.Embedding):
         normal = nn.initializer.Normal(0.0, init_std)
         super().__init__(vocab_size, hidden_size, weight_attr=paddle.ParamAttr(initializer=normal))
 
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map token ids [...] to embeddings [..., D]."""
+        return look_up(ids, self.weight)
+
+    def read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x' [..., K] and a table [V, K]: logits are x' tableᵀ."""
+        return x, self.weight
+
     def logits(self, x: Tensor) -> Tensor:
         """Map hidden states [..., D] to logits [..., V]."""
-        return paddle.matmul(x, self.weight, transpose_y=True)
+        return paddle.matmul(*self.read_out(x), transpose_y=True)
 
 
 class FactoredEmbedding(LowRankLinear):
@@ -60,12 +68,15 @@ class FactoredEmbedding(LowRankLinear):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map token ids [...] to embeddings [..., D]."""
-        return paddle.matmul(functional.embedding(ids, self.left), self.right)
+        return paddle.matmul(look_up(ids, self.left), self.right)
+
+    def read_out(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x' [..., R] and a table [V, R]: logits are x' tableᵀ."""
+        return paddle.matmul(x, self.right, transpose_y=True), self.left
 
     def logits(self, x: Tensor) -> Tensor:
         """Map hidden states [..., D] to logits [..., V] through [..., R]."""
-        narrow = paddle.matmul(x, self.right, transpose_y=True)
-        return paddle.matmul(narrow, self.left, transpose_y=True)
+        return paddle.matmul(*self.read_out(x), transpose_y=True)
 
     def merge(self) -> TiedEmbedding:
         """Return the whole table P Q, multiplied in float64, in this layer's dtype."""

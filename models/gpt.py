@@ -19,15 +19,18 @@ from typing import Any, Literal, TypeAlias
 import paddle
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
-from paddle.nn import functional
 
 from models import ffn
 from models.factored_embedding import FactoredEmbedding, TiedEmbedding
-from models.ffn.base import Cost, Shape
+from models.ffn.base import Cost, Shape, is_bare
 from models.ffn.low_rank import LowRankLinear, LowRankOptions
+from models.kernels.attention import MASKED, AttentionCore, attend, causal_mask
+from models.kernels.dropout import Dropout
+from models.kernels.layer_norm import LayerNorm
+from models.kernels.linear import linear
+from models.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
 from models.kv_cache import KVCache
 
-MASKED = -1e4  # finite, so that a fully masked row stays finite in float16
 # What factors of attention and embeddings take over from the options of the feed-forwards.
 SHARED_OPTIONS = ("init", "lr_rule", "lr_cap", "decay_rule")
 
@@ -109,35 +112,19 @@ class SelfAttention(nn.Layer):
         self.qkv_proj, self.out_proj = projections["qkv_proj"], projections["out_proj"]
 
     def forward(
-        self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
+        self, x_BTD: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; `mask` is additive, [T, S] or [B, T, S]."""
-        # Splitting along heads and joining on the batch axis gives bit for bit what the usual 4-D
-        # transpose gives, at half its time on a CPU (transposes are Paddle's slowest CPU op).
-        columns = paddle.split(self.qkv_proj(x_BTD), 3 * self.heads, axis=-1)
-        q, k, v = (paddle.concat(columns[part::3], axis=0) for part in range(3))
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        """Map [B, T, D] to [B, T, D]; `mask` is additive, [T, S] or [B, T, S], None is causal."""
+        qkv = project(self.qkv_proj, x_BTD)
+        dropout_prob = self.dropout_prob if self.training else 0.0
+        past = None if cache is None else cache.layer(layer)
         if self.recompute_core and self.training:
-            heads_out = recompute(self.core, self, q, k, v, mask, use_reentrant=False)
+            joined = recompute(
+                self.core, qkv, self.heads, mask, dropout_prob, past, use_reentrant=False
+            )
         else:
-            heads_out = self.core(self, q, k, v, mask)
-        return self.out_proj(paddle.concat(paddle.split(heads_out, self.heads, axis=0), axis=-1))
-
-
-# From the layer, q [HB, T, K], k and v [HB, S, K] and the additive mask to [HB, T, K].
-AttentionCore: TypeAlias = Callable[[SelfAttention, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def attend(attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q kᵀ / √K + mask) v on [HB, T, K] and [HB, S, K], with the layer's dropout."""
-    scores = paddle.matmul(q * attention.head_size**-0.5, k, transpose_y=True)
-    # One mask serves all heads of a sequence: seen as [H, B, T, S], which copies nothing.
-    scores_HBTS = scores.reshape([attention.heads, -1, *scores.shape[1:]])
-    weights = functional.softmax(scores_HBTS + mask.astype(scores.dtype), axis=-1)
-    if attention.dropout_prob:
-        weights = functional.dropout(weights, attention.dropout_prob, training=attention.training)
-    return paddle.matmul(weights.reshape(scores.shape), v)
+            joined = self.core(qkv, self.heads, mask, dropout_prob, past)
+        return project(self.out_proj, joined)
 
 
 class DecoderLayer(nn.Layer):
@@ -145,18 +132,18 @@ class DecoderLayer(nn.Layer):
 
     def __init__(self, config: GPTConfig, ffn_spec: Mapping[str, Any]) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+        self.norm1 = LayerNorm(config.hidden_size)
         self.self_attn = SelfAttention(config)
-        self.dropout1 = nn.Dropout(config.hidden_dropout_prob)
-        self.norm2 = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+        self.dropout1 = Dropout(config.hidden_dropout_prob)
+        self.norm2 = LayerNorm(config.hidden_size)
         self.ffn = ffn.build(ffn_spec, config.ffn_shape)
-        self.dropout2 = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout2 = Dropout(config.hidden_dropout_prob)
         self.recompute_attention = (
             config.use_recompute and config.recompute_granularity == "full_attn"
         )
 
     def forward(
-        self, x_BTD: Tensor, mask: Tensor, cache: KVCache | None = None, layer: int = 0
+        self, x_BTD: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
         normed = self.norm1(x_BTD)
@@ -191,11 +178,11 @@ class GPT(nn.Layer):
             config.max_position_embeddings, config.hidden_size, weight_attr=normal
         )
         embedding_dropout = config.embedding_dropout_prob
-        self.dropout = nn.Dropout(
+        self.dropout = Dropout(
             config.hidden_dropout_prob if embedding_dropout is None else embedding_dropout
         )
         self.layers = nn.LayerList([make_layer(config, i) for i in range(config.num_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, epsilon=1e-5)
+        self.norm = LayerNorm(config.hidden_size)
 
     def forward(
         self,
@@ -220,6 +207,8 @@ class GPT(nn.Layer):
         broadcastable to [B, 1, T, S]; where both it and the causal mask hide a key, the lower value
         counts once. With a `cache`, its tokens come before `ids_BT` and are joined by them.
         """
+        if cache is not None:
+            cache.check_room(ids_BT.shape[1])
         past = cache.length if cache is not None else 0
         x_BTD = self.embed(ids_BT, positions_BT, past)
         scores_mask = self._scores_mask(ids_BT, mask, cache)
@@ -241,12 +230,25 @@ class GPT(nn.Layer):
         """Return what goes into the first layer [B, T, D]; positions count from `past`."""
         if positions_BT is None:
             positions_BT = paddle.arange(past, past + ids_BT.shape[1]).unsqueeze(0)
-        embedded = self.word_embeddings(ids_BT) + self.position_embeddings(positions_BT)
+        # Looked up for each sequence: on a CPU the gradient of a sum that is broadcast costs more.
+        positions_BTD = self.position_embeddings(positions_BT.expand(ids_BT.shape))
+        embedded = self.word_embeddings(ids_BT) + positions_BTD
         return self.dropout(embedded)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Multiply hidden states [..., D] with the tied word embeddings: [..., V]."""
         return self.word_embeddings.logits(x_BTD)
+
+    def loss(self, x_BTD: Tensor, labels_BT: Tensor, weights_BT: Tensor) -> Tensor:
+        """Return the sum of weight · −log softmax(logits)[label], 0-d, without making the logits.
+
+        `x_BTD` are what `hidden` returns; `models.kernels.linear_cross_entropy` has the rest.
+        """
+        return linear_cross_entropy(*self.word_embeddings.read_out(x_BTD), labels_BT, weights_BT)
+
+    def token_losses(self, x_BTD: Tensor, labels_BT: Tensor) -> Tensor:
+        """Return −log softmax(logits)[label] of every token, [B * T], without gradients."""
+        return token_losses(*self.word_embeddings.read_out(x_BTD), labels_BT)
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Return an empty key-value cache for `capacity` tokens of `batch_size` sequences."""
@@ -286,10 +288,16 @@ class GPT(nn.Layer):
             embedding_rank=getattr(self.word_embeddings, "rank", None),
         )
 
-    def _scores_mask(self, ids_BT: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """Join the causal mask, that of the masked token, and the caller's: [T, S] or [B, T, S]."""
-        past, steps = (cache.length if cache is not None else 0), ids_BT.shape[1]
-        joined = paddle.triu(paddle.full([steps, past + steps], MASKED), diagonal=past + 1)
+    def _scores_mask(
+        self, ids_BT: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor | None:
+        """Join the causal mask with that of the masked token and the caller's, if there are any.
+
+        Return [T, S] or [B, T, S], or None for the causal one alone.
+        """
+        if self.config.masked_token_id is None and mask is None:
+            return None
+        joined = causal_mask(ids_BT.shape[1], cache.length if cache is not None else 0)
         if self.config.masked_token_id is not None:
             visible_BT = (ids_BT != self.config.masked_token_id).astype(joined.dtype)
             visible_BS = visible_BT if cache is None else cache.append_visible(visible_BT)
@@ -313,7 +321,7 @@ def count_parameters(config: GPTConfig) -> int:
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     """Forward FLOPs per token at sequences of `seq_len`, matrix products only, in closed form.
 
-    A multiply-add counts as two; attention counts the whole [T, T] square that is computed. The
+    A multiply-add counts as two; attention counts the whole [T, T] square, masked or not. The
     lookup in a table of two factors is a product with the second one.
     """
     d = config.hidden_size
@@ -321,6 +329,13 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     feed_forwards = sum(cost.flops_per_token for cost in config.ffn_costs)
     lookup = 2 * (config.embedding_rank or 0) * d
     return config.num_layers * attention + feed_forwards + lookup + 2 * _embedding_weights(config)
+
+
+def project(layer: nn.Layer, x: Tensor) -> Tensor:
+    """Return layer(x), in one operator if it is a whole matrix that nobody else has a part in."""
+    if type(layer) is nn.Linear and is_bare(layer):
+        return linear(x, layer.weight, layer.bias)
+    return layer(x)
 
 
 def build_projections(config: GPTConfig, rank: int | None) -> dict[str, nn.Layer]:

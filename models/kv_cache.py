@@ -6,6 +6,7 @@ outermost.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
@@ -31,16 +32,19 @@ class KVCache:
         self._values = [paddle.zeros(shape, dtype) for _ in range(num_layers)]
         self._visible_BS = paddle.zeros([batch_size, capacity])
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [HB, T, K] behind the tokens so far; return keys and values of all S tokens."""
-        end = self._end(k.shape[1])
-        self._keys[layer][:, self.length : end] = k
-        self._values[layer][:, self.length : end] = v
-        return self._keys[layer][:, :end], self._values[layer][:, :end]
+    def layer(self, index: int) -> LayerCache:
+        """Return the part of one layer."""
+        return LayerCache(self.length, self._keys[index], self._values[index])
+
+    def check_room(self, steps: int) -> None:
+        """Raise `ValueError` where there is no room for so many more tokens."""
+        end = self.length + steps
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
 
     def append_visible(self, visible_BT: Tensor) -> Tensor:
         """Store which new tokens may be attended to, 1 or 0 [B, T]; return it for all S tokens."""
-        end = self._end(visible_BT.shape[1])
+        end = self.length + visible_BT.shape[1]
         self._visible_BS[:, self.length : end] = visible_BT
         return self._visible_BS[:, :end]
 
@@ -53,8 +57,18 @@ class KVCache:
                 chosen = paddle.index_select(split, indices, axis=1)
                 buffers[layer] = chosen.reshape([-1, *buffer.shape[1:]])
 
-    def _end(self, steps: int) -> int:
-        end = self.length + steps
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} were asked for")
-        return end
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values [HB, capacity, K] of one layer, of which the first `length` are there."""
+
+    length: int
+    keys: Tensor
+    values: Tensor
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [HB, T, K] behind the tokens so far; return keys and values of all S tokens."""
+        end = self.length + k.shape[1]
+        self.keys[:, self.length : end] = k
+        self.values[:, self.length : end] = v
+        return self.keys[:, :end], self.values[:, :end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -100,6 +101,15 @@ class Workplace:
     def run_dir(self) -> Path:
         """Where `TINY_YAML` puts its run."""
         return self.dir / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> None:
+    """The CPU kernels, compiled before anything is timed or compared; none without a compiler."""
+    from models.kernels import library
+
+    with contextlib.suppress(library.Unavailable):
+        library.load()
 
 
 @pytest.fixture(scope="session")

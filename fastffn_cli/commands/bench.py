@@ -49,15 +49,15 @@ def run(
     `fastffn bench -c my.yaml -o Model.ffn.rank=32 --rounds 9 --json`
     """
     from fastffn_cli.config.load import load_config
-    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.device import use_configured_device
 
     resolved = load_config(config, override or (), device=device)
     for warning in resolved.warnings:
         ui.warn(warning)
-    section = resolved.config.Global
-    place = use_device(section.device, threads=section.cpu_threads, fast_math=section.cpu_fast_math)
+    place = use_configured_device(resolved.config)
 
     from fastffn_cli.engine import bench
+    from fastffn_cli.engine.kernels import prepare_kernels
     from fastffn_cli.engine.precision import settle_precision
 
     settled = _with_vocabulary(resolved)
@@ -66,6 +66,14 @@ def run(
         ui.warn(ignored)
     if plain:
         ui.notice(plain)
+    missing = prepare_kernels(
+        place,
+        wanted=settled.Global.cpu_kernels,
+        say=ui.say,
+        low_rank_ffn=settled.Fused.low_rank_ffn,
+    )
+    if missing:
+        ui.notice(missing)
     comparison = bench.compare(settled, place, steps=steps, rounds=rounds, say=ui.say)
     if as_json:
         ui.data_json(bench.as_json(comparison, settled, place))

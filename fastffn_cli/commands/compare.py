@@ -63,9 +63,21 @@ def run(
     from fastffn_cli.engine.device import use_device
 
     section = plan.baseline.config.Global
+    form = plan.baseline.config.Fused.low_rank_ffn
     wanted = "cpu" if report_only else section.device
-    place = use_device(wanted, threads=plan.threads, fast_math=section.cpu_fast_math)
+    place = use_device(
+        wanted,
+        threads=plan.threads,
+        fast_math=section.cpu_fast_math,
+        kernels=section.cpu_kernels,
+        low_rank_ffn=form,
+    )
     if not report_only:
+        from fastffn_cli.engine.kernels import prepare_kernels
+
+        missing = prepare_kernels(place, wanted=section.cpu_kernels, say=ui.say, low_rank_ffn=form)
+        if missing:
+            ui.notice(missing)
         from fastffn_cli.comparison.course import look_at_arms, run_comparison
 
         configs = look_at_arms(plan, place)

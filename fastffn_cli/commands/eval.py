@@ -94,6 +94,7 @@ def run(
 
     `fastffn eval runs/demo --task cloze --data lambada_test.jsonl`
     """
+    from fastffn_cli.engine.checkpoint import Verification, load_model
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.find import find_checkpoint
     from fastffn_cli.tasks.evaluation import EvalRequest, check_task, choose_task, run_evaluation
@@ -101,11 +102,10 @@ def run(
     if task is not None:
         check_task(task)
     path = find_checkpoint(checkpoint, action="evaluate")
+    verification = Verification(path)  # while paddle is imported
     use_device(device or "auto")
 
-    from fastffn_cli.engine.checkpoint import load_model
-
-    loaded = load_model(path)
+    loaded = load_model(path, verification)
     ui.say(f"evaluating {path} (step {loaded.step:,})")
     request = EvalRequest(
         data=data,

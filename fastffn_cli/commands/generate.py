@@ -156,6 +156,7 @@ def run(
 
     `echo "The king" | fastffn generate --greedy`
     """
+    from fastffn_cli.engine.checkpoint import Verification, load_model
     from fastffn_cli.engine.device import use_device
     from fastffn_cli.engine.find import find_checkpoint
     from fastffn_cli.generation.prompts import gather_texts
@@ -164,11 +165,10 @@ def run(
         raise UserError("give the prompts either as text or as --prompt-ids")
     texts = [] if prompt_ids else gather_texts(prompts or [], file)
     path = find_checkpoint(model, action="generate with")
+    verification = Verification(path)  # while paddle is imported
     use_device(device or "auto")
 
-    from fastffn_cli.engine.checkpoint import load_model
-
-    loaded = load_model(path)
+    loaded = load_model(path, verification)
     ui.say(f"generating with {path} (step {loaded.step:,})")
     options = _choose_options(
         loaded.config,
@@ -234,13 +234,11 @@ def _encode(loaded: LoadedModel, texts: list[str], prompt_ids: list[str]) -> lis
 
 def _choose_eos(loaded: LoadedModel) -> int | None:
     """The token that ends a text: of the tokenizer, the configuration, or the data of the run."""
-    from fastffn_cli.engine.checkpoint import read_checkpoint
-
     if loaded.tokenizer is not None:
         return loaded.tokenizer.eos_id
     if loaded.config.Data.dataset.eos_id is not None:
         return loaded.config.Data.dataset.eos_id
-    recorded = read_checkpoint(loaded.path, checksums=False).trainer.get("data", {}).get("eos_id")
+    recorded = loaded.trainer.get("data", {}).get("eos_id")
     return None if recorded is None else int(recorded)
 
 

@@ -39,27 +39,31 @@ def train(
     cards = None if plan is None else parse_cards(plan)
     processes = None if dry_run else job.world_size()
     resolved = load_config(config, overrides or (), device=device, processes=processes)
-    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.device import use_configured_device
 
-    section = resolved.config.Global
-    chosen = use_device(
-        section.device, threads=section.cpu_threads, fast_math=section.cpu_fast_math
-    )
+    chosen = use_configured_device(resolved.config)
+    speaks = job.is_main()  # for all processes of the job
 
     from fastffn_cli.distributed.layout import read_layout
     from fastffn_cli.distributed.parallelism import join
     from fastffn_cli.engine.blueprint import draw_blueprint
     from fastffn_cli.engine.fit import fit
+    from fastffn_cli.engine.kernels import prepare_kernels
     from fastffn_cli.engine.run_card import card_rows
     from fastffn_cli.engine.training import build_session
     from fastffn_cli.tasks.causal_lm import CausalLM
 
+    missing = prepare_kernels(
+        chosen,
+        wanted=resolved.config.Global.cpu_kernels,
+        say=ui.say if speaks else lambda _: None,
+        low_rank_ffn=resolved.config.Fused.low_rank_ffn,
+    )
     blueprint = draw_blueprint(
         resolved, chosen, stage=stage, resume=resume, start_from=start_from, dry_run=dry_run
     )
-    speaks = job.is_main()  # for all processes of the job
     if speaks:
-        for notice in blueprint.notices:
+        for notice in [*blueprint.notices, *([missing] if missing else [])]:
             ui.notice(notice)
         for warning in blueprint.warnings:
             ui.warn(warning)

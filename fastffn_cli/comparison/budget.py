@@ -43,7 +43,7 @@ def planned_dense_steps(schedule: ScheduleSection, steps: int) -> int | None:
 def equal_seconds_steps(
     seconds: float, schedule: ScheduleSection, pace: Pace, seen: History | None
 ) -> int | None:
-    """Return the steps with which an arm's run is nearest to `seconds`.
+    """Return the steps with which an arm's run is nearest to `seconds`, one a stage at least.
 
     `seen` is the arm's run of the same seed at equal tokens, to its end: what changes of the model
     cost is taken from it, and where a measurement decides about them, their share of the run.
@@ -67,9 +67,10 @@ def equal_seconds_steps(
             dense = round(share * steps)
         return pace.seconds(dense, steps, fixed + per_step * steps)
 
-    if total(1) is None:
+    fewest = 1 if schedule.switch == "never" else schedule.fewest_steps()
+    if total(fewest) is None:
         return None
-    low, high = 1, 2
+    low, high = fewest, 2 * fewest
     while (at_high := total(high)) is not None and at_high < seconds:
         low, high = high, 2 * high
     while high - low > 1:

@@ -246,13 +246,11 @@ def main(request_file: str) -> int:
     folder = Path(request_file).parent
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     configs = {key: parse_config_file(folder / f"{key}.yaml") for key in request["forms"]}
-    section = next(iter(configs.values())).Global
+    first = next(iter(configs.values()))
 
-    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.device import use_configured_device
 
-    device = use_device(
-        request["device"], threads=section.cpu_threads, fast_math=section.cpu_fast_math
-    )
+    device = use_configured_device(first, request["device"])
     from fastffn_cli.engine.model import gpt_config
     from fastffn_cli.engine.timing import WARM_UP_STEPS, Arm, synthetic_batches, time_rounds
     from fastffn_cli.errors import is_out_of_memory

@@ -39,6 +39,7 @@ FREE = (
     "Global.device",
     "Global.cpu_threads",
     "Global.cpu_fast_math",
+    "Global.cpu_kernels",
     "Engine.logging_freq",
     "Engine.log_sinks",
     "Engine.save_load.output_dir",

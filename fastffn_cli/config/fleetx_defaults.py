@@ -47,7 +47,8 @@ _ONLY_IN_FLEETX = (
 )  # fmt: skip
 _ONLY_IN_FASTFFN = (
     "Model.ffn.kind", "Engine.save_load.keep_last", "Engine.log_sinks", "Global.cpu_threads",
-    "Global.cpu_fast_math", "Data.dataset.eos_id", "Optimizer.lr.warmup_steps", "Optimizer.recipe",
+    "Global.cpu_fast_math", "Global.cpu_kernels", "Fused.low_rank_ffn", "Data.dataset.eos_id",
+    "Optimizer.lr.warmup_steps", "Optimizer.recipe",
 )  # fmt: skip
 
 

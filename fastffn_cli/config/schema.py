@@ -50,6 +50,11 @@ class GlobalSection(Block):
         description="Use the CPU's full vector instructions in MKL on AMD processors that have "
         "them (checked at the start).",
     )
+    cpu_kernels: Flag = Field(
+        default=True,
+        description="Use fastffn's own operators on a CPU, compiled at the first use where there "
+        "is a C++ compiler; False: Paddle's alone.",
+    )
 
     @field_validator("device")
     @classmethod
@@ -124,7 +129,7 @@ class ModelSection(Block):
         default=False,
         description="Attend with the device's fused operator, in half precision on a GPU or NPU; "
         "where there is none that works, plainly, with a notice. Its dropout is of other random "
-        "numbers.",
+        "numbers. On a CPU attention is fused in any case, wherever the kernels are.",
     )
     masked_token_id: Integer | None = Field(
         default=None,
@@ -215,11 +220,17 @@ class DistributedSection(Block):
 
 
 class FusedSection(Block):
-    """FleetX's fused buffers; accepted, without effect."""
+    """How feed-forwards of thin factors are computed; FleetX's fused buffers, without effect."""
 
     tensor_fusion: Flag = Field(
         default=False,
         description="Accepted for FleetX's files; one buffer for all weights, no effect.",
+    )
+    low_rank_ffn: Literal["auto", "fused", "chunked"] = Field(
+        default="auto",
+        description="Feed-forwards of thin factors (low_rank, thin): fused is one kernel that "
+        "keeps no hidden units, for CPUs and NVIDIA GPUs; chunked the same in Paddle's operators, "
+        "some tokens at a time, on any device; auto is fused on a CPU, else Paddle's operators.",
     )
 
 
@@ -353,7 +364,7 @@ class Config(Block):
         "device.",
     )
     Fused: FusedSection = Field(
-        default_factory=FusedSection, description="FleetX's fused buffers; no effect."
+        default_factory=FusedSection, description="How some layers are computed."
     )
     Generation: GenerationSection = Field(
         default_factory=GenerationSection, description="How `fastffn generate` picks tokens."

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import paddle
 from paddle import Tensor
 
+from models.kernels import adamw, library
+
 if TYPE_CHECKING:
     from fastffn_cli.distributed.mesh import Axis
 
@@ -37,11 +39,13 @@ def sum_gradients(parameters: Sequence[Tensor], axis: Axis) -> None:
 
 
 def squared_norm(parameters: Iterable[Tensor]) -> float:
-    """Sum of the squares of all gradients that are there, in float32."""
-    squares = [
-        _squared_norm(parameter.grad) for parameter in parameters if parameter.grad is not None
-    ]
-    return float(paddle.add_n(squares).item()) if squares else 0.0
+    """Sum of the squares of all gradients that are there."""
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if not gradients:
+        return 0.0
+    if library.serves(*gradients):
+        return adamw.squared_norm(gradients)
+    return float(paddle.add_n([_squared_norm(each) for each in gradients]).item())
 
 
 def _squared_norm(gradient: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Pipeline parallel passes: each process runs the layers of its stage and hands tensors on.
 
-Every process reads the same micro batches; the loss is computed where the logits are, on the last
+Every process reads the same micro batches; the loss is computed where the head is, on the last
 stage. Activations and their gradients go from stage to stage by an all-gather among two neighbours,
 which runs on gloo as well as on NCCL and XCCL.
 """
@@ -132,7 +132,7 @@ class _Flow:
         stage.received = received
         with precision.autocast():
             outputs = task.run_model(micro)
-            loss = task.score(outputs, micro) / self._valid if stage.is_last else None
+            loss = task.score(outputs, micro, self._valid) if stage.is_last else None
             penalty = task.penalty(micro) if paddle.is_grad_enabled() else None
         stage.received = None
         roots = []

@@ -43,9 +43,9 @@ class AbsentLayer(nn.Layer):
 class Stage(GPT):
     """The part of `whole` that stage `axis.index` of `axis.size` stages computes.
 
-    It takes the layers over, as they are: `whole` is not to be used any more. Called as a GPT, it
-    maps token ids [B, T] (first stage) or `received` [B, T, D] (the others, which need the ids for
-    masks alone) to logits [B, T, V] (last stage) or to what the next stage is to receive [B, T, D].
+    It takes the layers over, as they are: `whole` is not to be used any more. Its `hidden` maps
+    token ids [B, T] (first stage) or `received` [B, T, D] (the others, which need the ids for masks
+    alone) to what the next stage is to receive, or the head (last stage), [B, T, D].
 
     `copied` are the names of parameters that the last stage shares with the first: both apply the
     same update to them; norms and checkpoints count those of the first.
@@ -89,10 +89,6 @@ class Stage(GPT):
             return super().embed(ids_BT, positions_BT, past)
         assert self.received is not None, "a later stage runs on what it received"
         return self.received
-
-    def logits(self, x_BTD: Tensor) -> Tensor:
-        """Return logits on the last stage; on the others `x_BTD`, for the next stage."""
-        return super().logits(x_BTD) if self.is_last else x_BTD
 
     def on_ffn_replaced(self, spec: dict[str, Any]) -> None:
         """Keep the configuration true after `models.ffn.merge`, which leaves no factors."""

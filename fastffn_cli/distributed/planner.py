@@ -92,7 +92,7 @@ def estimate_card(
         model_parameters=count_parameters(model),
         parameters=count_share(model, share),
         fixed=count_fixed(model, half=layout.half, share=share),
-        activations=layout.micro_batch_size * memory.per_sequence,
+        activations=memory.activations(layout.micro_batch_size),
         traffic=count_traffic(model, seq_len, layout, stage),
         bubble=(layout.pp - 1) / (layout.micro_batches + layout.pp - 1),
         speed=speed,

@@ -33,6 +33,7 @@ from fastffn_cli.engine.timing import (
 )
 from fastffn_cli.errors import EXIT_OUT_OF_MEMORY, OutOfMemory, UserError, is_out_of_memory
 from models.gpt import GPTConfig, flops_per_token
+from models.kernels import library
 
 ARMS = ("stage1", "dense")
 PEAK_STATEMENT = "from fastffn_cli.engine.bench_peak import main; sys.exit(main(*sys.argv[1:]))"
@@ -156,7 +157,10 @@ def advise_on_memory(config: Config, device: Device) -> OutOfMemory:
     """Return the error that names the micro batch which should fit."""
     return advise(
         estimate_memory(
-            gpt_config(config), config.Data.dataset.max_seq_len, on_host=device.type == "cpu"
+            gpt_config(config),
+            config.Data.dataset.max_seq_len,
+            on_host=device.type == "cpu",
+            fused=device.type == "cpu" and library.path() is not None,
         ),
         micro_batch_size=config.Data.batch_size.micro_batch_size,
         local_batch_size=batch_size(config),

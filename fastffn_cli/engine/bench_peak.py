@@ -11,11 +11,10 @@ from fastffn_cli.errors import EXIT_OK, EXIT_OUT_OF_MEMORY
 def main(config_file: str, arm: str, device_name: str) -> int:
     """Write the peak bytes of one arm to stdout; return 0, or 3 when memory runs out."""
     from fastffn_cli.config.load import parse_config_file
-    from fastffn_cli.engine.device import use_device
+    from fastffn_cli.engine.device import use_configured_device
 
     config = parse_config_file(Path(config_file))
-    section = config.Global
-    device = use_device(device_name, threads=section.cpu_threads, fast_math=section.cpu_fast_math)
+    device = use_configured_device(config, device_name)
 
     from fastffn_cli.engine.bench import measure_peak
     from fastffn_cli.errors import is_out_of_memory

@@ -28,6 +28,7 @@ from fastffn_cli.engine.stages import Stages, dense_config
 from fastffn_cli.engine.starting_point import find_resume, find_start
 from fastffn_cli.errors import ConfigError, DataError
 from models.gpt import GPTConfig
+from models.kernels import library
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ def _estimate_memory(
             config.Data.dataset.max_seq_len,
             half=half,
             on_host=device.type == "cpu",
+            fused=device.type == "cpu" and library.path() is not None,
         )
         for each in trained
     ]

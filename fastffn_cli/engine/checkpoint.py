@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,14 +121,17 @@ def write_checkpoint(
     The tokenizer is copied from `tokenizer_dir`, or else saved from `tokenizer`. Raises `DiskFull`,
     before or while writing, leaving nothing behind; `UserError` if the folder exists.
     """
-    files = {MODEL_FILE: {name: stored(tensor) for name, tensor in tensors.items()}}
-    if optimizer_state:
+    files = {}
+    if optimizer_state:  # first, so that the sum of the larger file is begun first
         files[OPTIMIZER_FILE] = {name: stored(array) for name, array in optimizer_state.items()}
+    files[MODEL_FILE] = {name: stored(tensor) for name, tensor in tensors.items()}
     needed = sum(tensor.nbytes for part in files.values() for tensor in part.values())
     storage.check_room(final_dir, needed + (1 << 20))
-    with storage.new_folder(final_dir) as folder:
+    digests = storage.Digests()
+    with storage.new_folder(final_dir, digests=digests) as folder:
         for name, part in files.items():
             write_safetensors(folder / name, part)
+            digests.begin(folder / name)
         record = {"format": FORMAT, **trainer, "saved_at": time.time()}
         storage.write_json(folder / TRAINER_FILE, record)
         storage.write_file(folder / CONFIG_FILE, dump_config(config))
@@ -142,9 +147,7 @@ def read_checkpoint(path: Path, *, checksums: bool = True) -> Checkpoint:
 
     Raises `CheckpointError` naming the file that is missing, short or altered.
     """
-    problem = storage.damage(path, checksums=checksums)
-    if problem:
-        raise CheckpointError(f"{path} is not a whole checkpoint: {problem}")
+    _refuse_damaged(path, storage.damage(path, checksums=checksums))
     try:
         trainer = json.loads((path / TRAINER_FILE).read_text(encoding="utf-8"))
         if trainer["format"] != FORMAT:
@@ -155,6 +158,11 @@ def read_checkpoint(path: Path, *, checksums: bool = True) -> Checkpoint:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / TRAINER_FILE} is not readable: {error}") from error
     return Checkpoint(path, parse_config_file(path / CONFIG_FILE), trainer)
+
+
+def _refuse_damaged(path: Path, problem: str | None) -> None:
+    if problem:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {problem}")
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -195,12 +203,45 @@ def set_weights(
         shown = "\n".join(problems[:8]) + (f"\n... {len(problems)} in all" * (len(problems) > 8))
         raise CheckpointError(f"{origin} does not fit the model:\n{shown}")
     for name, parameter in parameters.items():
-        parameter.set_value(paddle.to_tensor(stored(tensors[name]).read(), dtype=parameter.dtype))
+        parameter.set_value(paddle.to_tensor(stored(tensors[name]).view(), dtype=parameter.dtype))
 
 
-def load_model(path: Path) -> LoadedModel:
-    """Build the model of a checkpoint folder, verified against its checksums."""
-    return build_loaded(read_checkpoint(path))
+class Verification:
+    """A checkpoint folder's checksums, computed from now on, on a thread of its own.
+
+    Begun before paddle is imported they take no time. The optimizer's state is left out, for it
+    does not become part of a model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._problem: Future[str | None] = Future()
+        # A daemon: a program that ends early does not wait for it.
+        Thread(target=self._run, name="checksums", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            problem = storage.damage(self.path, checksums=True, unread=(OPTIMIZER_FILE,))
+        except Exception as error:
+            self._problem.set_exception(error)
+        else:
+            self._problem.set_result(problem)
+
+    def require_whole(self) -> None:
+        """Wait for the end; raises `CheckpointError` naming the file that is short or altered."""
+        _refuse_damaged(self.path, self._problem.result())
+
+
+def load_model(path: Path, verification: Verification | None = None) -> LoadedModel:
+    """Build the model of a checkpoint folder, verified against its checksums.
+
+    `verification` is that of the same folder, where it was begun earlier. Raises `CheckpointError`.
+    """
+    verification = verification or Verification(path)
+    try:
+        return build_loaded(read_checkpoint(path, checksums=False))
+    finally:  # what is wrong with damaged files is their damage, whatever else it led to
+        verification.require_whole()
 
 
 def build_loaded(checkpoint: Checkpoint) -> LoadedModel:

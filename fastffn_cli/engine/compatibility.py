@@ -42,6 +42,8 @@ FREE = (
     "Global.device",
     "Global.cpu_threads",
     "Global.cpu_fast_math",
+    "Global.cpu_kernels",
+    "Fused",
     "Engine",
     "Data.dataset",
     "notes",

@@ -11,13 +11,18 @@ import contextlib
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastffn_cli.distributed import job
 from fastffn_cli.engine import host_memory
 from fastffn_cli.engine.cpu import prepare_environment, usable_cores
+from fastffn_cli.engine.kernels import use_kernels
 from fastffn_cli.engine.paddle_build import INSTALL_GPU, INSTALL_NPU, first_line, import_paddle
 from fastffn_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from fastffn_cli.config.schema import Config
+    from fastffn_cli.engine.kernels import LowRankForm
 
 # Types of plugins for which auto_cast of Paddle 3.3.1 computes in bfloat16; for others it warns.
 BFLOAT16_PLUGINS = frozenset({"npu", "intel_hpu", "iluvatar_gpu", "metax_gpu"})
@@ -149,8 +154,19 @@ class Device:
         return None
 
 
-def use_device(name: str = "auto", *, threads: int | None = None, fast_math: bool = True) -> Device:
+def use_device(
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    fast_math: bool = True,
+    kernels: bool = True,
+    low_rank_ffn: LowRankForm = "auto",
+) -> Device:
     """Import paddle with the CPU set up, resolve `name`, and make it the current place.
+
+    On a CPU, with `kernels`, our own operators are used where they are compiled already; it is
+    `engine.kernels.prepare_kernels` that compiles them. `low_rank_ffn` is the form of feed-forwards
+    of thin factors.
 
     `name`: `auto` (a visible GPU, else a plugin's device, else the CPU), `cpu`, `gpu[:index]`,
     `npu[:index]`, or any type that a plugin registers. Without an index it is the device that a
@@ -160,6 +176,8 @@ def use_device(name: str = "auto", *, threads: int | None = None, fast_math: boo
     prepare_environment(threads, fast_math)
     import_paddle()
     device = resolve_device(name)
+    if device.type == "cpu":
+        host_memory.keep_freed_memory()
     import paddle
 
     try:
@@ -169,7 +187,20 @@ def use_device(name: str = "auto", *, threads: int | None = None, fast_math: boo
             f"{device.name} cannot be used: {first_line(error)}",
             hint=f"fastffn doctor --device {device.name}   looks for the cause",
         ) from error
+    use_kernels(device, wanted=kernels, low_rank_ffn=low_rank_ffn)
     return device
+
+
+def use_configured_device(config: Config, name: str | None = None) -> Device:
+    """Return `use_device` by a configuration; `name` beats its device."""
+    section = config.Global
+    return use_device(
+        name or section.device,
+        threads=section.cpu_threads,
+        fast_math=section.cpu_fast_math,
+        kernels=section.cpu_kernels,
+        low_rank_ffn=config.Fused.low_rank_ffn,
+    )
 
 
 def resolve_device(name: str) -> Device:

@@ -26,6 +26,7 @@ from fastffn_cli.engine.step import TrainStep
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.ffn import merge
 from models.gpt import GPT, GPTConfig
+from models.kernels import library
 
 TRIAL_MODEL = GPTConfig(
     vocab_size=64,
@@ -41,6 +42,7 @@ TRIAL_MODEL = GPTConfig(
 TRIAL_STEPS = 12
 TRIAL_LEARNING_RATE = 1e-2
 LARGEST_MERGE_DIFFERENCE = 1e-4
+LARGEST_KERNEL_DIFFERENCE = 1e-4  # relative; both sum in float32, in other orders
 
 
 def check_device(device: Device) -> Check:
@@ -71,6 +73,27 @@ def check_plugin() -> Check:
     return Check("plugin", "ok", counts)
 
 
+def check_kernels() -> Check:
+    """The CPU kernels, compiled now if need be: one step's numbers against Paddle's operators."""
+    if library.is_switched_off():
+        detail = f"switched off by {library.SWITCH_VARIABLE}"
+        return Check("cpu kernels", "note", detail, f"unset {library.SWITCH_VARIABLE}")
+    try:
+        path = library.load()
+    except library.Unavailable as reason:
+        remedy = "apt install g++   (training works without, slower)"
+        return Check("cpu kernels", "note", f"not used: {reason}", remedy)
+    with library.suspended():
+        loss, norm = try_step()
+    found_loss, found_norm = try_step()
+    off = max(abs(found_loss / loss - 1), abs(found_norm / norm - 1))
+    detail = f"{path} path, one step differs from Paddle's operators by {off:.1e}"
+    if not off <= LARGEST_KERNEL_DIFFERENCE:
+        remedy = f"export {library.SWITCH_VARIABLE}=off   trains with Paddle's operators alone"
+        return Check("cpu kernels", "problem", detail, remedy)
+    return Check("cpu kernels", "ok", detail)
+
+
 def check_training(device: Device) -> Check:
     """Train a tiny low-rank GPT a few steps, merge it, and compare both models' logits."""
     begun = time.perf_counter()
@@ -98,6 +121,16 @@ def check_training(device: Device) -> Check:
     if not difference <= LARGEST_MERGE_DIFFERENCE:
         return Check("training", "problem", f"merging changes the model: {detail}", remedy)
     return Check("training", "ok", detail)
+
+
+def try_step() -> tuple[float, float]:
+    """Return the loss and the gradient norm of the trial model's first update."""
+    batch, model = trial_batch(), build_model(TRIAL_MODEL, seed=1)
+    optimizer = AdamW(model, OptimizerSection(), multi_precision=False)
+    result = TrainStep(
+        CausalLM(model), optimizer, Precision(), micro_batch_size=batch.size, grad_clip=1.0
+    )(batch, TRIAL_LEARNING_RATE)
+    return result.loss, result.grad_norm
 
 
 def try_training() -> tuple[list[float], float]:

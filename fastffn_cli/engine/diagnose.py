@@ -193,11 +193,11 @@ def check_disk() -> Check:
 
 
 def check_compiler() -> Check:
-    """A C++ compiler; nothing in this version needs one to train."""
+    """A C++ compiler, which the CPU kernels are compiled by; nothing needs one to train."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler:
         return Check("c++ compiler", "ok", compiler)
-    remedy = "apt install g++   (optional)"
+    remedy = "apt install g++   (training on the CPU is slower without)"
     return Check("c++ compiler", "note", "none: compiled kernels are not available", remedy)
 
 
@@ -250,6 +250,8 @@ def _check_on_device(device_name: str) -> Iterator[Check]:
         yield Check("device", "problem", error.message, error.hint)
         return
     yield _guarded("device", lambda: device_checks.check_device(device))
+    if device.type == "cpu":
+        yield _guarded("cpu kernels", device_checks.check_kernels)
     yield _guarded("mixed precision", lambda: device_checks.check_precision(device))
     yield _guarded("training", lambda: device_checks.check_training(device))
 

@@ -1,8 +1,8 @@
 """Attention in one operator of the device, where there is one that does what the plain one does.
 
 Neither a missing nor a broken operator stops a run: it is tried before the run, on its own sequence
-length and size of a head, against `models.gpt.attend` in float32. What does not agree is not used,
-and `choose_attention` says why.
+length and size of a head, against `attend_plainly` in float32. What does not agree is not used, and
+`choose_attention` says why. On a CPU `attend` itself is fused, wherever the kernels are.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from paddle.utils.cpp_extension import extension_utils
 from fastffn_cli.config.schema import Config
 from fastffn_cli.engine.device import Device, random_generator
 from fastffn_cli.engine.paddle_build import first_line
-from models.gpt import MASKED, AttentionCore, GPTConfig, SelfAttention, attend
+from models.gpt import SelfAttention
+from models.kernels import library
+from models.kernels.attention import LARGEST_HEAD_SIZE, AttentionCore, attend, attend_plainly
+from models.kv_cache import LayerCache
 
 PLUGIN_OPERATOR = "flash_attention_npu"
 # Of the largest value, in steps of the half precision: an operator sums in an order of its own.
 TOLERANCE_STEPS = 8
 # The trial has the run's sequence length up to this one, and so much dropout that a mask shows.
-LONGEST_TRIAL, TRIAL_DROPOUT = 2048, 0.5
+LONGEST_TRIAL, TRIAL_HEADS, TRIAL_DROPOUT = 2048, 2, 0.5
 
 # From q, k and v [B, T, H, K] and the dropout of the probabilities to causal attention, so shaped.
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -45,43 +48,52 @@ class Unusable(Exception):
 class FusedCore:
     """A core of `SelfAttention` that leaves causal attention to `operator`, in `dtype`.
 
-    Any other mask (one for each sequence, or of cached keys) is left to the plain core.
+    Any other mask, and cached keys, are left to `attend`.
     """
 
     operator: Operator
     dtype: str
 
     def __call__(
-        self, attention: SelfAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
+        self,
+        qkv: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        dropout_prob: float = 0.0,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """Map q, k and v [HB, T, K] to [HB, T, K] of `dtype`."""
-        if mask.ndim > 2 or q.shape != k.shape:
-            return attend(attention, q, k, v, mask)
-        split = [attention.heads, -1, *q.shape[1:]]
-        q_BTHK, k_BTHK, v_BTHK = (
-            each.astype(self.dtype).reshape(split).transpose([1, 2, 0, 3]) for each in (q, k, v)
-        )
-        dropout = attention.dropout_prob if attention.training else 0.0
-        attended = self.operator(q_BTHK, k_BTHK, v_BTHK, dropout)
-        return attended.transpose([2, 0, 1, 3]).reshape(q.shape)
+        """Map qkv [B, T, 3D] to [B, T, D] of `dtype`, as `attend` does."""
+        if mask is not None or cache is not None:
+            return attend(qkv, heads, mask, dropout_prob, cache)
+        batch, steps, columns = qkv.shape
+        parts = qkv.astype(self.dtype).reshape([batch, steps, heads, columns // heads])
+        q_BTHK, k_BTHK, v_BTHK = paddle.split(parts, 3, axis=-1)
+        attended = self.operator(q_BTHK, k_BTHK, v_BTHK, dropout_prob)
+        return attended.reshape([batch, steps, columns // 3])
 
 
 def choose_attention(
     config: Config, dtype: str, device: Device
 ) -> tuple[AttentionCore | None, str | None]:
-    """Return the fused core that `Model.use_flash_attn` asks for, None for the plain one.
+    """Return the fused core that `Model.use_flash_attn` asks for, None for the one of the models.
 
-    `dtype` is what the run computes in. The notice says why the wish cannot be met. An operator is
-    tried once in a process for the same sizes; the device's random numbers stay as they were.
+    That is fused on a CPU with its kernels, in any case. `dtype` is what the run computes in. The
+    notice says why the wish cannot be met. An operator is tried once in a process for the same
+    sizes; the device's random numbers stay as they were.
     """
     section = config.Model
     if not section.use_flash_attn:
         return None, None
     try:
+        if device.type == "cpu":
+            if library.path() is None:
+                raise Unusable("the CPU kernels are not in use (fastffn doctor)")
+            head_size = section.hidden_size // section.num_attention_heads
+            if head_size > LARGEST_HEAD_SIZE:
+                raise Unusable(f"heads of at most {LARGEST_HEAD_SIZE} are fused, not {head_size}")
+            return None, None
         if section.masked_token_id is not None:
             raise Unusable("Model.masked_token_id needs another mask than the causal one")
-        if device.type == "cpu":
-            raise Unusable("a CPU has no fused one")
         if dtype == "float32":
             raise Unusable("the fused one is for float16 and bfloat16 (Engine.mix_precision)")
         fused = _try_operators(
@@ -127,8 +139,8 @@ def run_plugin_operator_with_lengths(q: Tensor, k: Tensor, v: Tensor, dropout: f
 def register_plugin_operators() -> None:
     """Register the custom operators in the libraries of the plugins that Paddle has loaded."""
     root = os.environ.get("CUSTOM_DEVICE_ROOT")  # Paddle sets it to its default
-    for library in sorted(Path(root).glob("*.so")) if root else ():
-        extension_utils.load_op_meta_info_and_register_op(str(library))
+    for file in sorted(Path(root).glob("*.so")) if root else ():
+        extension_utils.load_op_meta_info_and_register_op(str(file))
 
 
 def _operators(device: Device) -> Iterator[Operator]:
@@ -183,9 +195,8 @@ def check_core(fused: FusedCore, *, head_size: int, seq_len: int, drops: bool) -
     Compared are its output and its gradients with those of the plain core in float32, on two
     sequences of two heads with the current device's operators.
     """
-    attention = _trial_attention(head_size, 0.0)
-    outputs, gradients = _attend(fused, attention, seq_len, fused.dtype)
-    expected, slopes = _attend(attend, attention, seq_len, fused.dtype, computed="float32")
+    outputs, gradients = _attend(fused, head_size, seq_len, fused.dtype)
+    expected, slopes = _attend(attend_plainly, head_size, seq_len, fused.dtype, computed="float32")
     names = ("output", "gradient of q", "gradient of k", "gradient of v")
     pairs = zip((outputs, *gradients), (expected, *slopes), strict=True)
     for name, (found, wanted) in zip(names, pairs, strict=True):
@@ -204,67 +215,58 @@ def _check_dropout(fused: FusedCore, head_size: int, seq_len: int, undropped: np
     Attention is linear in v: with the gradient g of the output, the sum of v times its gradient is
     that of the output times g, if both passes drop the same probabilities. g is the output itself.
     """
-    attention = _trial_attention(head_size, TRIAL_DROPOUT)
+    sizes = (head_size, seq_len, fused.dtype)
     generator = random_generator()
     generator.manual_seed(1)
-    first, _ = _attend(fused, attention, seq_len, fused.dtype)
-    second, _ = _attend(fused, attention, seq_len, fused.dtype)
+    first, _ = _attend(fused, *sizes, dropout=TRIAL_DROPOUT)
+    second, _ = _attend(fused, *sizes, dropout=TRIAL_DROPOUT)
     generator.manual_seed(1)
-    again, gradients = _attend(fused, attention, seq_len, fused.dtype, own_gradient=True)
+    again, gradients = _attend(fused, *sizes, dropout=TRIAL_DROPOUT, own_gradient=True)
     remedy = "; Model.attention_probs_dropout_prob: 0 does without it"
     if np.array_equal(first, undropped) or np.array_equal(first, second):
         raise Unusable(f"the operator's dropout drops nothing new{remedy}")
     if not np.array_equal(first, again):
         raise Unusable(f"the operator's dropout does not follow the seed{remedy}")
-    values = _trial_values(attention, seq_len)[2]
+    values = _parts(_trial_values(head_size, seq_len)[0])[2]
     forward, backward = float((again * again).sum()), float((values * gradients[2]).sum())
     if not abs(backward - forward) <= _tolerance(fused.dtype) * forward:
         raise Unusable(f"the operator's gradient does not drop what its output does{remedy}")
 
 
-def _trial_attention(head_size: int, dropout: float) -> SelfAttention:
-    config = GPTConfig(
-        vocab_size=2,
-        hidden_size=2 * head_size,
-        num_layers=1,
-        num_attention_heads=2,
-        ffn_hidden_size=1,
-        attention_probs_dropout_prob=dropout,
-    )
-    attention = SelfAttention(config)
-    attention.train()
-    return attention
+def _trial_values(head_size: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return qkv and the gradient of the output, of two sequences."""
+    rng = np.random.default_rng(0)
+    width = TRIAL_HEADS * head_size
+    shapes = [(2, seq_len, 3 * width), (2, seq_len, width)]
+    qkv, gradient = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    return qkv, gradient
 
 
-def _trial_values(attention: SelfAttention, seq_len: int) -> np.ndarray:
-    """Return q, k, v and the gradient of the output: [4, HB, T, K] of two sequences."""
-    shape = (4, 2 * attention.heads, seq_len, attention.head_size)
-    return np.random.default_rng(0).standard_normal(shape, np.float32)
+def _parts(qkv: np.ndarray) -> list[np.ndarray]:
+    """Return q, k and v [B, T, H, K] of their columns."""
+    return np.split(qkv.reshape(*qkv.shape[:2], TRIAL_HEADS, -1), 3, axis=-1)
 
 
 def _attend(
     attention_core: AttentionCore,
-    attention: SelfAttention,
+    head_size: int,
     seq_len: int,
     dtype: str,
     *,
     computed: str | None = None,
+    dropout: float = 0.0,
     own_gradient: bool = False,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return output and gradients of q, k and v, which are rounded to `dtype` first."""
-    rounded = [
+    qkv, gradient = (
         paddle.to_tensor(array).astype(dtype).astype(computed or dtype)
-        for array in _trial_values(attention, seq_len)
-    ]
-    q, k, v, gradient = rounded
-    for each in (q, k, v):
-        each.stop_gradient = False
-    mask = paddle.triu(paddle.full([seq_len, seq_len], MASKED), diagonal=1)
-    output = attention_core(attention, q, k, v, mask)
+        for array in _trial_values(head_size, seq_len)
+    )
+    qkv.stop_gradient = False
+    output = attention_core(qkv, TRIAL_HEADS, None, dropout, None)
     output.backward(output.detach() if own_gradient else gradient)
-    tensors = (output, q.grad, k.grad, v.grad)
-    arrays = [each.astype("float32").numpy() for each in tensors]
-    return arrays[0], arrays[1:]
+    found, slopes = (each.astype("float32").numpy() for each in (output, qkv.grad))
+    return found, _parts(slopes)
 
 
 def _tolerance(dtype: str) -> float:

@@ -19,6 +19,8 @@ from fastffn_cli.engine.share import (
     summed_width,
 )
 from models.gpt import GPTConfig
+from models.kernels.attention import LARGEST_HEAD_SIZE
+from models.kernels.linear_cross_entropy import count_chunk_tokens
 
 FLOAT, HALF = 4, 2
 # AdamW, bytes a parameter: two moments; with half weights a master as well, and casts.
@@ -31,14 +33,28 @@ HOST_WASTE = 1.25
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a training step: what any micro batch needs, and each sequence's part."""
+    """Bytes of a training step: what any micro batch needs, and what comes with its sequences.
+
+    Each sequence keeps `kept` for the backward pass. On top of it there is either the head, with
+    `head` of each sequence and its `logits`, of all of which no more than a `chunk` is there at a
+    time; or a layer's backward pass, with `working` of each sequence.
+    """
 
     fixed: int
-    per_sequence: int
+    kept: int
+    working: int = 0
+    head: int = 0
+    logits: int = 0
+    chunk: int = 0
+
+    def activations(self, micro_batch_size: int) -> int:
+        """Bytes that come with the sequences of a micro batch."""
+        head = micro_batch_size * self.head + min(micro_batch_size * self.logits, self.chunk)
+        return micro_batch_size * self.kept + max(micro_batch_size * self.working, head)
 
     def total(self, micro_batch_size: int) -> int:
         """Bytes at this micro batch size."""
-        return self.fixed + micro_batch_size * self.per_sequence
+        return self.fixed + self.activations(micro_batch_size)
 
     def largest_micro_batch(self, available: int, local_batch_size: int, below: int) -> int | None:
         """Largest divisor of the local batch, smaller than `below`, that fits; None if none."""
@@ -93,27 +109,36 @@ def estimate_memory(
     *,
     half: bool = False,
     on_host: bool = False,
+    fused: bool = False,
     share: Share = WHOLE,
 ) -> MemoryEstimate:
     """Estimate the peak of training with AdamW in float32; `half` is O2 with float32 masters.
 
     Fixed is `count_fixed`. The rest is what Paddle keeps for the backward pass, counted tensor by
     tensor, and the largest working set on top of it. `on_host` adds what the C library's allocator
-    wastes on a CPU; Paddle's own allocators on devices reuse their blocks.
+    wastes on a CPU; Paddle's own allocators on devices reuse their blocks. `fused`: our own
+    operators (`models.kernels`) compute what they can, in float32.
     """
     width = HALF if half else FLOAT
-    layer = _count_layer(config, seq_len, share)
-    # Softmax and logits, or their gradient; in float16 the loss takes a float32 copy as well.
-    head = config.vocab_size * (width + FLOAT + (FLOAT if half else 0))
-    # Between the factors of the embeddings: of the lookup, of the logits, and a gradient.
-    head += (2 * config.hidden_size + 3 * (config.embedding_rank or 0)) * width
-    per_token = width * (share.in_flight * len(share.layers(config))) * layer.kept
+    fused = fused and not half
+    layer = _count_layer(config, seq_len, share, fused=fused)
+    kept = width * (share.in_flight * len(share.layers(config))) * layer.kept
     working = width * (layer.rebuilt + layer.working)
-    per_token += max(head, working) if share.holds_head(config) else working
-    fixed = count_fixed(config, half=half, share=share).total
+    head = logits = 0
+    if share.holds_head(config):
+        # Logits, which the kernel's softmax and gradient take the place of; Paddle's operators have
+        # logits and softmax, or gradient, in float16 with a float32 copy.
+        logits = config.vocab_size * (FLOAT if fused else width + FLOAT + (FLOAT if half else 0))
+        # Between the factors of the embeddings: of the lookup, of the logits, and a gradient.
+        head = (2 * config.hidden_size + 3 * (config.embedding_rank or 0)) * width
     waste = HOST_WASTE if on_host else 1.0
     return MemoryEstimate(
-        fixed=round(waste * fixed), per_sequence=round(waste * seq_len * per_token)
+        fixed=round(waste * count_fixed(config, half=half, share=share).total),
+        kept=round(waste * seq_len * kept),
+        working=round(waste * seq_len * working),
+        head=round(waste * seq_len * head),
+        logits=round(waste * seq_len * logits),
+        chunk=round(waste * count_chunk_tokens(config.vocab_size, kernel=fused) * logits),
     )
 
 
@@ -126,14 +151,15 @@ class _LayerCount:
     working: float
 
 
-def _count_layer(config: GPTConfig, seq_len: int, share: Share) -> _LayerCount:
+def _count_layer(config: GPTConfig, seq_len: int, share: Share, *, fused: bool) -> _LayerCount:
     """Count what a decoder layer keeps, in values per token.
 
     Of the residual width D: inputs and outputs of both norms (4), scaled queries, keys and values
     (3) and the joined heads (1); dropout masks are bytes, a quarter each. Of the score square H·T:
-    the softmax, and with dropout also its result and mask. Of the hidden width F: before and after
-    GELU. Of rank R: between the factors of either matrix (`Cost.kept_per_token`), of attention as
-    well. The layer that keeps most stands for all.
+    the softmax, and with dropout also its result and mask. Our own operators keep two values a head
+    in the place of the square, and no masks. Of the hidden width F, before and after GELU, and of
+    rank R, between the factors of either matrix: what `Cost.kept` says. Of attention the latter as
+    well. The layer that keeps most stands for all. Split feed-forwards are never fused.
 
     Tensor parallel cards divide what belongs to heads and hidden units; norms and masks only with
     `Share.sequence` (Korthikanti et al. 2022, arXiv:2205.05198). Paddle then keeps the gathered
@@ -141,10 +167,12 @@ def _count_layer(config: GPTConfig, seq_len: int, share: Share) -> _LayerCount:
     """
     d, cards = config.hidden_size, share.tensor
     residual = d // cards if share.sequence else d
-    inner, square = d // cards, config.num_attention_heads // cards * seq_len
-    masks = 0.5 * residual if config.hidden_dropout_prob else 0.0
-    scores = square * (2.25 if config.attention_probs_dropout_prob else 1.0)
-    wide = max(cost.kept_per_token for cost in share_costs(config, share))
+    inner, heads = d // cards, config.num_attention_heads // cards
+    masks = 0.5 * residual if config.hidden_dropout_prob and not fused else 0.0
+    squares = 2.25 if config.attention_probs_dropout_prob else 1.0
+    in_blocks = fused and d <= config.num_attention_heads * LARGEST_HEAD_SIZE
+    scores = 2.0 * heads if in_blocks else squares * heads * seq_len
+    wide = max(cost.kept(fused=fused and cards == 1) for cost in share_costs(config, share))
     narrow = config.attention_rank or 0  # between the factors of one projection
     inputs = (residual if narrow else d) + (residual if _is_thin(config, share) else d)
     everything = 2 * residual + inputs + 4 * inner + 2 * narrow + masks + scores + wide
@@ -160,9 +188,11 @@ def _count_layer(config: GPTConfig, seq_len: int, share: Share) -> _LayerCount:
         }[config.recompute_granularity]
     # Working sets seen in Paddle 3.3's backward pass: of the residual width, of the hidden width,
     # and of attention, whose gradients come when the layer's wide part is gone already.
-    squares = 2.3 + (0.8 if rebuilt > scores else 0.0)
-    squares -= 1.0 if config.attention_probs_dropout_prob else 0.0
-    working = max(5.2 * d, wide / 2 + 3.2 * d, squares * square - wide)
+    working = max(5.2 * d, wide / 2 + 3.2 * d)
+    if not in_blocks:
+        squares = 2.3 + (0.8 if rebuilt > scores else 0.0)
+        squares -= 1.0 if config.attention_probs_dropout_prob else 0.0
+        working = max(working, squares * heads * seq_len - wide)
     return _LayerCount(kept, rebuilt, working)
 
 

@@ -15,6 +15,7 @@ import paddle
 from paddle import Tensor, nn
 
 from fastffn_cli.config.schema_training import OptimizerSection
+from models.kernels import adamw, library
 
 # Our name of a state tensor -> Paddle's suffix of the tensor name.
 STATE_SUFFIXES = {
@@ -57,6 +58,9 @@ class AdamW:
             name: float(parameter.optimize_attr["learning_rate"])
             for name, parameter in self.parameters.items()
         }
+        self._decays = {name: options.weight_decay * self._decay_share(name) for name in self.owned}
+        self._betas = (options.adam_beta1, options.adam_beta2)
+        self._epsilon = options.adam_epsilon
         build = paddle.optimizer.AdamW if options.bias_correction else _UncorrectedAdamW
         self.inner = build(
             learning_rate=0.0,
@@ -65,18 +69,20 @@ class AdamW:
             epsilon=options.adam_epsilon,
             weight_decay=options.weight_decay,
             multi_precision=multi_precision,
-            parameters=self._groups(options.weight_decay),
+            parameters=self._groups(),
         )
 
-    def _groups(self, weight_decay: float) -> list[dict[str, object]]:
+    def _decay_share(self, name: str) -> float:
+        return float(getattr(self.owned[name], "weight_decay_scale", 1.0)) if decays(name) else 0.0
+
+    def _groups(self) -> list[dict[str, object]]:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.owned.items():
-            scale = self._rate_scales[name]
-            share = float(getattr(parameter, "weight_decay_scale", 1.0)) if decays(name) else 0.0
-            groups.setdefault((scale, share), []).append(parameter)
+            key = self._rate_scales[name], self._decays[name]
+            groups.setdefault(key, []).append(parameter)
         return [
-            {"params": members, "learning_rate": scale, "weight_decay": weight_decay * share}
-            for (scale, share), members in groups.items()
+            {"params": members, "learning_rate": scale, "weight_decay": decay}
+            for (scale, decay), members in groups.items()
         ]
 
     def set_rate_factors(self, factors: Mapping[str, float]) -> None:
@@ -89,10 +95,58 @@ class AdamW:
             parameter = self.parameters[name]
             parameter.optimize_attr["learning_rate"] = self._rate_scales[name] * factor
 
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter that is owned from its gradient at this learning rate."""
+    def step(self, learning_rate: float, *, gradient_factor: float = 1.0) -> None:
+        """Update every parameter that is owned from its gradient at this learning rate.
+
+        Gradients count `gradient_factor` times, and may hold the product afterwards.
+        """
+        trained = {name: each for name, each in self.owned.items() if each.grad is not None}
+        gradients = [parameter.grad for parameter in trained.values()]
+        if trained and library.serves(*trained.values(), *gradients):
+            self._update_at_once(trained, gradients, learning_rate, gradient_factor)
+            return
+        self.scale_gradients(gradient_factor)
         self.inner.set_lr(learning_rate)
         self.inner.step()
+
+    def _update_at_once(
+        self,
+        trained: Mapping[str, Tensor],
+        gradients: list[Tensor],
+        learning_rate: float,
+        gradient_factor: float,
+    ) -> None:
+        """Make the update in the place of Paddle's optimizer, which keeps the state."""
+        block = paddle.base.framework.default_main_program().global_block()
+        self.inner._create_accumulators(block, list(trained.values()))
+        state = self.inner._accumulators
+        moment1, moment2, power1, power2 = (
+            [state[kind][parameter.name] for parameter in trained.values()]
+            for kind in ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc")
+        )
+        adamw.update(
+            list(trained.values()),
+            gradients,
+            (moment1, moment2),
+            (power1, power2),
+            rates=[
+                learning_rate * parameter.optimize_attr["learning_rate"]
+                for parameter in trained.values()
+            ],
+            decays=[self._decays[name] for name in trained],
+            betas=self._betas,
+            epsilon=self._epsilon,
+            gradient_factor=gradient_factor,
+        )
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients by `factor`, in place."""
+        if factor == 1.0:
+            return
+        with paddle.no_grad():
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.scale_(factor)
 
     def clear_gradients(self) -> None:
         """Forget all gradients."""

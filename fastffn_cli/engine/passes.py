@@ -34,7 +34,7 @@ class WholePasses:
         total: Tensor | None = None
         for micro in micro_batches:
             with self.precision.autocast():
-                loss = self.task.loss(micro) / valid
+                loss = self.task.loss(micro, valid)
                 penalty = self.task.penalty(micro)
             objective = loss if penalty is None else loss + penalty / valid
             self.precision.scale(objective).backward()

@@ -18,7 +18,7 @@ from fastffn_cli.config.schema_training import MixPrecision
 from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.fused_attention import choose_attention, install_attention
 from fastffn_cli.engine.optimizer import AdamW
-from models.gpt import AttentionCore
+from models.kernels.attention import AttentionCore
 
 
 @dataclass
@@ -92,11 +92,14 @@ class Precision:
         if self.scaler and self.scaler.is_enable():
             self.scaler._found_inf = paddle.to_tensor([overflowed])
 
-    def update(self, optimizer: AdamW, learning_rate: float) -> None:
+    def update(
+        self, optimizer: AdamW, learning_rate: float, *, gradient_factor: float = 1.0
+    ) -> None:
         """Apply the update; a float16 overflow skips it and lowers the loss scale."""
         if not self.scaler:
-            optimizer.step(learning_rate)
+            optimizer.step(learning_rate, gradient_factor=gradient_factor)
             return
+        optimizer.scale_gradients(gradient_factor)
         optimizer.inner.set_lr(learning_rate)
         self.scaler.step(optimizer.inner)
         self.scaler.update()

@@ -11,9 +11,11 @@ What is assumed, on top of the chip's shares:
 * a product with a side below 64 runs at side/64 of the matrix speed;
 * GELU takes 24 vector instructions an element forward and 34 backward, and its bias is added in the
   product before it; a block-diagonal product copies its input and output once, to sort them;
-* `fused=False`, as `models.gpt` is written: the [T, T] scores of every head and the [T, V] logits
-  lie in memory, 13 passes over the scores (17 with dropout) and 34 bytes a logit (32-bit softmax);
-* `fused=True`: neither ever does (flash attention, chunked cross entropy); the FLOPs stay;
+* `fused=False`, operators one after the other: the [T, T] scores of every head and the [T, V]
+  logits lie in memory, 13 passes over the scores (17 with dropout) and 34 bytes a logit (32-bit
+  softmax);
+* `fused=True`: neither ever does; the FLOPs stay. So is attention where a run finds its device's
+  fused operator; the chunked loss lies in between, for its chunks pass through memory;
 * other dropout is part of the operation beside it;
 * recomputing a part takes a third of its time once more: a forward pass.
 

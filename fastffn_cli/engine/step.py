@@ -70,9 +70,9 @@ class TrainStep:
         self.precision.agree(overflowed=not finite)
         if not finite and (self.precision.scaler is None or not math.isfinite(loss)):
             self._raise_diverged(loss)
-        if finite and self.grad_clip and grad_norm > self.grad_clip:
-            scale_gradients(self.optimizer.parameters, self.grad_clip / grad_norm)
-        self.precision.update(self.optimizer, learning_rate)
+        clipped = finite and self.grad_clip and grad_norm > self.grad_clip
+        factor = self.grad_clip / grad_norm if clipped else 1.0
+        self.precision.update(self.optimizer, learning_rate, gradient_factor=factor)
         self.parallelism.share_updates(self.optimizer)
         self.optimizer.clear_gradients()
         self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
@@ -89,7 +89,7 @@ class TrainStep:
         They are float32, by name; not finite where the step would not have been.
         """
         self.accumulate_gradients(batch)
-        scale_gradients(self.optimizer.parameters, 1.0 / self.precision.loss_scale)
+        self.optimizer.scale_gradients(1.0 / self.precision.loss_scale)
         norm = self.parallelism.gradient_norm(self.optimizer)
         factor = self.grad_clip / norm if self.grad_clip and norm > self.grad_clip else 1.0
         gradients = {
@@ -123,13 +123,6 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch.slice(start, min(start + size, rows))
 
 
-def scale_gradients(parameters: Mapping[str, Tensor], factor: float) -> None:
-    """Multiply all gradients by `factor`, in place."""
-    with paddle.no_grad():
-        for parameter in _with_gradient(parameters):
-            parameter.grad.scale_(factor)
-
-
 def first_not_finite(parameters: Mapping[str, Tensor]) -> str | None:
     """Name the first parameter, in model order, that is not finite itself or by its gradient."""
     for name, parameter in parameters.items():
@@ -139,7 +132,3 @@ def first_not_finite(parameters: Mapping[str, Tensor]) -> str | None:
         if parameter.grad is not None and not bool(paddle.isfinite(parameter.grad).all().item()):
             return f"{name}.grad"
     return None
-
-
-def _with_gradient(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    return [parameter for parameter in parameters.values() if parameter.grad is not None]

@@ -52,6 +52,10 @@ class StoredTensor:
         """Bytes of the values as they are stored."""
         return self.size * item_bytes(self.dtype)
 
+    def view(self) -> np.ndarray:
+        """The array, to be read only: mapped from its file where that needs no change of type."""
+        return self.read.map() if isinstance(self.read, RawReader) else self.read()
+
     def as_float32(self) -> StoredTensor:
         """The same tensor, read as float32: exact for the half precision types."""
         if self.dtype == "float32":
@@ -115,10 +119,29 @@ class RawReader:
     dtype: str
     result: str | None = None
 
+    @property
+    def _stored_type(self) -> np.dtype:
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
+
+    @property
+    def _result_type(self) -> np.dtype:
+        return np.dtype(self.result or ("float32" if self.dtype == "bfloat16" else self.dtype))
+
+    def map(self) -> np.ndarray:
+        """Return the array, mapped, which spares a copy; or read, where its type is to change.
+
+        It must not outlive the file. Raises `CheckpointError` where the file ends before it.
+        """
+        if self._stored_type != self._result_type or not math.prod(self.shape):
+            return self()
+        try:
+            return np.memmap(self.file, self._stored_type, "r", self.place, self.shape)
+        except ValueError as error:
+            raise CheckpointError(f"{self.file} ends before its last tensor") from error
+
     def __call__(self) -> np.ndarray:
         """Return the array; raises `CheckpointError` where the file ends before it."""
-        stored_type = np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
-        result = self.result or ("float32" if self.dtype == "bfloat16" else self.dtype)
+        stored_type, result = self._stored_type, self._result_type
         with self.file.open("rb") as opened:
             opened.seek(self.place)
             array = np.empty(self.shape, result)

@@ -19,7 +19,7 @@ from fastffn_cli.engine.device import Device
 from fastffn_cli.engine.model import build_model
 from fastffn_cli.engine.optimizer import AdamW
 from fastffn_cli.engine.precision import settle_precision
-from fastffn_cli.engine.step import TrainStep
+from fastffn_cli.engine.step import StepResult, TrainStep
 from fastffn_cli.tasks.causal_lm import CausalLM
 from models.gpt import GPTConfig
 
@@ -50,13 +50,13 @@ class Arm:
         self.model.train()
         self.precision, *_ = settle_precision(config, device)
         self.precision.decorate(self.model)
-        optimizer = AdamW(
+        self.optimizer = AdamW(
             self.model, config.Optimizer, multi_precision=self.precision.multi_precision
         )
         self._task = CausalLM(self.model)
         self._step = TrainStep(
             self._task,
-            optimizer,
+            self.optimizer,
             self.precision,
             micro_batch_size=config.Data.batch_size.micro_batch_size,
             grad_clip=config.Optimizer.grad_clip,
@@ -69,11 +69,15 @@ class Arm:
         self.device.synchronize()
         begun = time.perf_counter()
         for batch in batches:
-            self._task.begin_step(self.until * (self._made * GOLDEN_RATIO % 1), self._made)
-            self._step(batch, self._learning_rate)
-            self._made += 1
+            self.update(batch)
         self.device.synchronize()
         return (time.perf_counter() - begun) / len(batches)
+
+    def update(self, batch: Batch) -> StepResult:
+        """Make one update."""
+        self._task.begin_step(self.until * (self._made * GOLDEN_RATIO % 1), self._made)
+        self._made += 1
+        return self._step(batch, self._learning_rate)
 
 
 def time_rounds(

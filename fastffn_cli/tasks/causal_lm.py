@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 from paddle import Tensor
-from paddle.nn import functional
 
 if TYPE_CHECKING:
     from fastffn_cli.data.dataset import Batch
@@ -25,22 +24,21 @@ class CausalLM:
     def __init__(self, model: GPT) -> None:
         self.model = model
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the sum over unmasked tokens of -log p(label): float32, 0-d.
+    def loss(self, batch: Batch, valid: float = 1.0) -> Tensor:
+        """Return the sum over unmasked tokens of -log p(label) / valid: float32, 0-d.
 
         `batch` holds tokens, labels and mask of [B, S]; they go to the current device.
         """
-        return self.score(self.run_model(batch), batch)
+        return self.score(self.run_model(batch), batch, valid)
 
     def run_model(self, batch: Batch) -> Tensor:
-        """Return the model's logits [B, S, V]."""
-        return self.model(paddle.to_tensor(batch.tokens_BS))
+        """Return the model's last hidden states [B, S, D]."""
+        return self.model.hidden(to_device(batch.tokens_BS))
 
-    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the sum over unmasked tokens of -log p(label) from logits [B, S, V]."""
-        losses_N = token_losses(outputs, paddle.to_tensor(batch.labels_BS))
-        mask_N = paddle.to_tensor(batch.mask_BS).reshape([-1])
-        return paddle.sum(losses_N * mask_N)
+    def score(self, outputs: Tensor, batch: Batch, valid: float = 1.0) -> Tensor:
+        """Return the sum over unmasked tokens of -log p(label) / valid from hidden states."""
+        weights_BS = to_device(batch.mask_BS / np.float32(valid))
+        return self.model.loss(outputs, to_device(batch.labels_BS), weights_BS)
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """Return the feed-forwards' auxiliary loss, for each unmasked token once, or None."""
@@ -61,11 +59,14 @@ class CausalLM:
         return {"ppl": perplexity(mean_loss)}
 
 
-def token_losses(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
-    """Return -log softmax(logits)[label] of every token: float32, [B * S]."""
-    logits_NV = logits_BSV.reshape([-1, logits_BSV.shape[-1]]).astype("float32")
-    losses_N1 = functional.cross_entropy(logits_NV, labels_BS.reshape([-1]), reduction="none")
-    return losses_N1.reshape([-1])
+def to_device(array: np.ndarray) -> Tensor:
+    """Copy an array of any layout to the current device.
+
+    Each call of `paddle.to_tensor` (3.3.1) keeps 112 bytes for ever: a long run grew by them.
+    """
+    tensor = paddle.empty(array.shape, array.dtype.name)
+    tensor.set_value(array)
+    return tensor
 
 
 def perplexity(mean_loss: float) -> float:

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
+from paddle.nn import functional
 
 from fastffn_cli import ui
 from fastffn_cli.data.inputs import find_inputs
 from fastffn_cli.errors import DataError, Diverged, UserError
-from fastffn_cli.tasks.causal_lm import perplexity, token_losses
+from fastffn_cli.tasks.causal_lm import perplexity
 from fastffn_cli.tasks.choices import (
     choose_batch_size,
     choose_seq_len,
@@ -43,11 +44,13 @@ from fastffn_cli.tasks.choices import (
 from fastffn_cli.tasks.evaluation import EvalRequest, Evaluation
 from fastffn_cli.tasks.passages import Passage, Passages, blocks_of, padded_length
 from fastffn_cli.tasks.progress import ScoreProgress
-from fastffn_cli.tasks.scoring import batches, logits_in_parts
+from fastffn_cli.tasks.scoring import batches
 
 if TYPE_CHECKING:
     from fastffn_cli.engine.checkpoint import LoadedModel
     from models.gpt import GPT
+
+LOGITS = 1 << 24  # values of [rows, V] at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -177,9 +180,11 @@ def _queue(
     x_ND = paddle.index_select(x_MD, paddle.to_tensor(np.concatenate(rows)))
     labels_N = paddle.to_tensor(np.concatenate([passage.labels for passage in block]))
     losses, hits = [], []
-    for start, logits_NV in logits_in_parts(model, x_ND):
-        part_N = labels_N[start : start + logits_NV.shape[0]]
-        losses.append(token_losses(logits_NV, part_N))
+    size = max(1, LOGITS // model.config.vocab_size)
+    for start in range(0, x_ND.shape[0], size):
+        part_N = labels_N[start : start + size]
+        logits_NV = model.logits(x_ND[start : start + size]).astype("float32")
+        losses.append(functional.cross_entropy(logits_NV, part_N, reduction="none").reshape([-1]))
         hits.append(paddle.argmax(logits_NV, axis=-1) == part_N)
     return losses, hits
 

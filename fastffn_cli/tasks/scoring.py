@@ -5,7 +5,7 @@ its last bits with the windows beside it. Therefore windows are always computed 
 whose size follows from the window length alone; the batch size says only how many blocks are under
 way before their losses are fetched from the device.
 
-B windows, S window length, D hidden size, V vocabulary.
+B windows, S window length, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from fastffn_cli.tasks.causal_lm import token_losses
 from fastffn_cli.tasks.windows import Window
 from models.gpt import GPT
 
 BLOCK_TOKENS = 1024  # enough rows to keep a matrix product busy, little memory
-LOGITS = 1 << 24  # values of [rows, V] at a time: 64 MiB in float32
 
 T = TypeVar("T")
 
@@ -52,7 +50,7 @@ def score_windows(
         for batch in batches(_blocks(windows), batch_size):
             under_way = [(_losses(model, block), block) for block in batch]
             for losses, block in under_way:
-                losses_BS = np.concatenate([part.numpy() for part in losses]).astype(np.float64)
+                losses_BS = losses.numpy().astype(np.float64)
                 mask_BS = np.stack([window.mask[block[0].first :] for window in block])
                 nll = float(np.sum(losses_BS.reshape(mask_BS.shape) * mask_BS))
                 total = Score(total.nll + nll, total.targets + int(mask_BS.sum()))
@@ -81,23 +79,12 @@ def batches(blocks: Iterator[list[T]], batch_size: int) -> Iterator[list[list[T]
         yield [block, *islice(blocks, more)]
 
 
-def _losses(model: GPT, block: list[Window]) -> list[Tensor]:
-    """Queue a block on the device; the losses of its predicting positions, in parts of [rows]."""
+def _losses(model: GPT, block: list[Window]) -> Tensor:
+    """Queue a block on the device; the losses of its predicting positions, in their order."""
     first = block[0].first
     x_BSD = model.hidden(_stack([window.tokens for window in block]))
-    x_ND = x_BSD[:, first:].reshape([-1, x_BSD.shape[-1]])
-    labels_N = _stack([window.labels[first:] for window in block]).reshape([-1])
-    return [
-        token_losses(logits_NV, labels_N[start : start + logits_NV.shape[0]])
-        for start, logits_NV in logits_in_parts(model, x_ND)
-    ]
-
-
-def logits_in_parts(model: GPT, x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, logits [rows, V]) of hidden states, few enough rows at a time."""
-    rows = max(1, LOGITS // model.config.vocab_size)
-    for start in range(0, x_ND.shape[0], rows):
-        yield start, model.logits(x_ND[start : start + rows])
+    labels_BS = _stack([window.labels[first:] for window in block])
+    return model.token_losses(x_BSD[:, first:], labels_BS)
 
 
 def _stack(rows: list[NDArray[np.int64]]) -> Tensor:

@@ -25,18 +25,19 @@ class Task(Protocol):
     name: str
     model: nn.Layer
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the SUM of the losses of the batch's valid tokens: float32, 0-d.
+    def loss(self, batch: Batch, valid: float = 1.0) -> Tensor:
+        """Return the SUM of the losses of the batch's valid tokens, over `valid`: float32, 0-d.
 
-        It is `score(run_model(batch), batch)`: two halves, for models that are spread over
-        processes of which only some see the end.
+        It is `score(run_model(batch), batch, valid)`: two halves, for models that are spread over
+        processes of which only some see the end. A divisor that is known here costs nothing; one
+        that comes later is a pass over the head's gradient.
         """
 
     def run_model(self, batch: Batch) -> Tensor:
-        """Call the model on the batch."""
+        """Return the model's last hidden states for the batch, as its head takes them."""
 
-    def score(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of what `run_model` returned for the batch."""
+    def score(self, outputs: Tensor, batch: Batch, valid: float = 1.0) -> Tensor:
+        """Return the loss, over `valid`, of what `run_model` returned for the batch."""
 
     def penalty(self, batch: Batch) -> Tensor | None:
         """Return what the model itself adds to the objective of the batch just given to `loss`.

@@ -7,31 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from paddle import Tensor, nn
-from paddle.nn import functional
 
 from models.ffn.parameters import to_float64
-
-
-def fast_gelu(x: Tensor) -> Tensor:
-    """Return x·sigmoid(1.702·x), elementwise: MindSpore's `fast_gelu`, Hugging Face's `quick_gelu`.
-
-    Hendrycks and Gimpel 2016 (arXiv:1606.08415). Written as swish(1.702·x) / 1.702, which keeps one
-    tensor for the backward pass where the product would keep two. (`functional.silu` is the same
-    function, and its gradient is NaN below -88 in Paddle 3.3.)
-    """
-    return functional.swish(x * 1.702) / 1.702
-
-
-# What stands between the two matrices, by the name that `Model.hidden_act` uses.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": partial(functional.gelu, approximate=True),
-    "fast_gelu": fast_gelu,
-}
+from models.kernels.activation import ACTIVATIONS
 
 
 class NotMergeable(TypeError):
@@ -55,12 +37,18 @@ class Cost:
     `flops_per_token` counts the forward pass, a multiply-add as two, matrix products only; forward
     and backward together cost three times as much. `kept_per_token` are the values that the
     backward pass needs beside the input: the hidden units before and after GELU, and what lies
-    between factors.
+    between factors. `kept_fused` are those of a layer that one operator computes
+    (`models.kernels`); None: there is no such operator.
     """
 
     parameters: int
     flops_per_token: int
     kept_per_token: int
+    kept_fused: int | None = None
+
+    def kept(self, *, fused: bool) -> int:
+        """Return the values that are kept, with our own operators or with Paddle's."""
+        return self.kept_fused if fused and self.kept_fused is not None else self.kept_per_token
 
 
 class FFN(nn.Layer):
@@ -87,6 +75,9 @@ class FFN(nn.Layer):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map [B, T, D] to [B, T, D]."""
+        fused = find_fused(self.linear1, self.linear2)
+        if fused is not None:
+            return fused(self.linear1, self.linear2, x_BTD, self.activation)
         return self.linear2(self.activate(self.linear1(x_BTD)))
 
     def activate(self, hidden: Tensor) -> Tensor:
@@ -140,6 +131,31 @@ class FFN(nn.Layer):
             f"feed-forward kind '{self.kind}' has no dense form of the same function: "
             f"{self.why_not_mergeable}"
         )
+
+
+# From two layers, x and the name of an activation to `linear2(activation(linear1(x)))`.
+FusedPair: TypeAlias = Callable[[Any, Any, Tensor, str], Tensor]
+# What computes a pair of layers in one operator, by the `forward` that the classes of both have.
+FUSED_PAIRS: dict[Callable[..., Tensor], FusedPair] = {}
+
+
+def find_fused(linear1: nn.Layer, linear2: nn.Layer) -> FusedPair | None:
+    """Return what computes the pair in one operator, if there is such a thing.
+
+    There is none where others take part in calls of the layers, by hooks or by methods set on the
+    layer itself: tensor parallelism does.
+    """
+    forward = type(linear1).forward
+    if forward is not type(linear2).forward or not (is_bare(linear1) and is_bare(linear2)):
+        return None
+    return FUSED_PAIRS.get(forward)
+
+
+def is_bare(layer: nn.Layer) -> bool:
+    """Tell whether calling the layer is what its class computes, and nothing else."""
+    own = vars(layer)
+    replaced = any(callable(own[name]) and hasattr(type(layer), name) for name in own)
+    return not (layer._forward_pre_hooks or layer._forward_post_hooks or replaced)
 
 
 def relative_error(linear: nn.Linear, stand_in_IO: np.ndarray) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
-from models.ffn.base import FFN, Cost, Shape
+from models.ffn.base import FFN, FUSED_PAIRS, Cost, Shape
+from models.kernels.dense_ffn import dense_ffn
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,12 @@ class DenseFFN(FFN):
     def cost(cls, shape: Shape, options: DenseOptions) -> Cost:
         """Parameters 2DF + F + D, forward FLOPs 4DF a token."""
         d, f = shape.hidden_size, shape.ffn_hidden_size
-        return Cost(parameters=2 * d * f + f + d, flops_per_token=4 * d * f, kept_per_token=2 * f)
+        return Cost(
+            parameters=2 * d * f + f + d,
+            flops_per_token=4 * d * f,
+            kept_per_token=2 * f,
+            kept_fused=f,
+        )
 
     def merge(self) -> DenseFFN:
         """Dense already: the layer itself."""
@@ -51,3 +58,11 @@ class DenseFFN(FFN):
         layer.activation = activation
         layer.linear1, layer.linear2 = linear1, linear2
         return layer
+
+
+def multiply_matrices(linear1: Any, linear2: Any, x: Tensor, activation: str) -> Tensor:
+    """Return `linear2(activation(linear1(x)))`, whose hidden units are kept once."""
+    return dense_ffn(x, linear1.weight, linear1.bias, linear2.weight, linear2.bias, activation)
+
+
+FUSED_PAIRS[nn.Linear.forward] = multiply_matrices

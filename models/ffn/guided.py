@@ -102,6 +102,7 @@ class GuidedFFN(FFN):
             parameters=inner.parameters + dense.parameters,
             flops_per_token=inner.flops_per_token,
             kept_per_token=inner.kept_per_token + dense.kept_per_token,
+            kept_fused=inner.kept(fused=True) + dense.kept(fused=True),
         )
 
     def merge(self) -> FFN:

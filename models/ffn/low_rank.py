@@ -20,7 +20,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from models.ffn.base import FFN, Cost, Shape
+from models.ffn.base import FFN, FUSED_PAIRS, Cost, Shape
 from models.ffn.dense import DenseFFN
 from models.ffn.moments import (
     MergedParameter,
@@ -30,6 +30,7 @@ from models.ffn.moments import (
     split_moments,
 )
 from models.ffn.parameters import master_or_value, rate_scale, to_float64
+from models.kernels.low_rank_ffn import low_rank_ffn
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -230,6 +231,7 @@ class LowRankFFN(FFN):
             parameters=factors + f + d,
             flops_per_token=2 * factors,
             kept_per_token=2 * (f + options.rank),
+            kept_fused=2 * options.rank,
         )
 
     @classmethod
@@ -245,6 +247,18 @@ class LowRankFFN(FFN):
     def merge(self) -> DenseFFN:
         """Multiply the factors of both matrices."""
         return DenseFFN.from_linears(self.linear1.merge(), self.linear2.merge(), self.activation)
+
+
+def multiply_factors(
+    linear1: LowRankLinear, linear2: LowRankLinear, x: Tensor, activation: str
+) -> Tensor:
+    """Return `linear2(activation(linear1(x)))` without keeping the hidden units."""
+    first = (linear1.left, linear1.right, linear1.bias)
+    second = (linear2.left, linear2.right, linear2.bias)
+    return low_rank_ffn(x, *first, *second, activation)
+
+
+FUSED_PAIRS[LowRankLinear.forward] = multiply_factors
 
 
 def _set_rate(factor: Tensor, scale: float, options: LowRankOptions) -> None:

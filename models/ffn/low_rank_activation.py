@@ -55,7 +55,7 @@ class LowRankActivationLinear(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out] through [..., R]."""
-        return functional.linear(functional.silu(self.narrow(x)), self.right, self.bias)
+        return functional.linear(functional.swish(self.narrow(x)), self.right, self.bias)
 
     def narrow(self, x: Tensor) -> Tensor:
         """Map [..., in] to what lies between the factors, before the activation: [..., R]."""

@@ -148,6 +148,7 @@ class MoEFFN(FFN):
             parameters=experts * (2 * d * m + m + d) + d * experts,
             flops_per_token=4 * top_k * d * m + 2 * d * experts,
             kept_per_token=top_k * (2 * m + 2 * d) + experts,
+            kept_fused=top_k * (m + 2 * d) + experts,
         )
 
     def auxiliary_loss(self) -> Tensor | None:

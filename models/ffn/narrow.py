@@ -19,8 +19,8 @@ import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional
 
-from models.ffn.base import FFN, Cost, Shape, relative_error
-from models.ffn.dense import DenseFFN
+from models.ffn.base import FFN, FUSED_PAIRS, Cost, Shape, relative_error
+from models.ffn.dense import DenseFFN, multiply_matrices
 from models.ffn.grow import (
     INTO,
     OUT_OF,
@@ -112,6 +112,9 @@ class NarrowLinear(nn.Layer):
         )
 
 
+FUSED_PAIRS[NarrowLinear.forward] = multiply_matrices
+
+
 class NarrowFFN(FFN):
     """W2·gelu(W1·x + b1) + b2 with M hidden units: 4DM forward FLOPs a token.
 
@@ -135,7 +138,12 @@ class NarrowFFN(FFN):
     def cost(cls, shape: Shape, options: NarrowOptions) -> Cost:
         """Parameters 2DM + M + D, forward FLOPs 4DM a token."""
         d, m = shape.hidden_size, choose_width(shape, options.width)
-        return Cost(parameters=2 * d * m + m + d, flops_per_token=4 * d * m, kept_per_token=2 * m)
+        return Cost(
+            parameters=2 * d * m + m + d,
+            flops_per_token=4 * d * m,
+            kept_per_token=2 * m,
+            kept_fused=m,
+        )
 
     @classmethod
     def approximate_pair(

@@ -115,6 +115,7 @@ class ThinFFN(FFN):
             parameters=factors + m + d,
             flops_per_token=2 * factors,
             kept_per_token=2 * (m + options.rank),
+            kept_fused=2 * options.rank,
         )
 
     @classmethod

@@ -45,6 +45,11 @@ def test_a_faster_arm_gets_more_steps() -> None:
     assert equal_seconds_steps(100.0, ScheduleSection(), Pace(2.0, 1.0), None) == 50
 
 
+def test_a_run_has_a_step_for_each_stage_however_few_seconds_there_are() -> None:
+    assert equal_seconds_steps(0.1, HALF, Pace(0.5, 1.0), None) == 2
+    assert equal_seconds_steps(0.1, ScheduleSection(), Pace(0.5, 1.0), None) == 1
+
+
 def test_a_switch_seen_in_the_run_of_equal_tokens_is_paid_for() -> None:
     seen = history(100, ((0, False), (50, True)), ((50, 15.0),))
     # 85 s are left for 0.75 s a step.

@@ -42,7 +42,7 @@ WRONG_INPUTS: dict[str, tuple[str, tuple[str, ...], list[str]]] = {
         "Fused:\n  zzz: 1\n",
         (),
         [
-            "bad.yaml:2  unknown key 'Fused.zzz'. 'Fused' has: tensor_fusion",
+            "bad.yaml:2  unknown key 'Fused.zzz'. 'Fused' has: tensor_fusion, low_rank_ffn",
         ],
     ),
     "text for an integer": (

@@ -28,6 +28,7 @@ from fastffn_cli.engine.precision import Precision  # noqa: E402
 from fastffn_cli.engine.step import TrainStep  # noqa: E402
 from fastffn_cli.tasks.causal_lm import CausalLM  # noqa: E402
 from models.gpt import GPT, GPTConfig  # noqa: E402
+from models.kernels import library  # noqa: E402
 
 
 def train_two_steps(config: GPTConfig, micro_batch_size: int, seq_len: int) -> None:
@@ -79,7 +80,9 @@ def main() -> None:
         ) -> None:
             train_two_steps(config, size, length)
 
-        estimate = estimate_memory(config, seq_len, on_host=kind == "process")
+        estimate = estimate_memory(
+            config, seq_len, on_host=kind == "process", fused=library.path() is not None
+        )
         print(json.dumps({"measured": count(run), "estimated": estimate.total(micro_batch_size)}))
 
 

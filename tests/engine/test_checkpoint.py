@@ -13,6 +13,7 @@ import pytest
 from fastffn_cli.engine import storage
 from fastffn_cli.engine.checkpoint import (
     Checkpoint,
+    Verification,
     load_model,
     model_tensors,
     read_checkpoint,
@@ -22,6 +23,7 @@ from fastffn_cli.engine.checkpoint import (
 from fastffn_cli.errors import CheckpointError, ConfigError, UserError
 from models.gpt import GPT, GPTConfig
 from tests.conftest import TrainedRun
+from tests.engine.runs import flip_byte
 
 
 def small_gpt(**changes: object) -> GPT:
@@ -164,3 +166,42 @@ def test_the_manifest_lists_every_file(trained: Checkpoint) -> None:
     manifest = json.loads((trained.path / "manifest.json").read_text(encoding="utf-8"))
     names = {path.name for path in trained.path.iterdir()} - {"manifest.json"}
     assert manifest["files"].keys() == names
+
+
+def test_load_model_refuses_altered_weights_though_they_fit(
+    tmp_path: Path, trained_run: TrainedRun
+) -> None:
+    folder = Path(shutil.copytree(trained_run.checkpoint_dir, tmp_path / "step"))
+    flip_byte(folder / "model.safetensors", -2)
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not match its sha256"):
+        load_model(folder)
+
+
+def test_load_model_tells_of_the_damage_and_not_of_what_it_led_to(
+    tmp_path: Path, trained_run: TrainedRun
+) -> None:
+    folder = Path(shutil.copytree(trained_run.checkpoint_dir, tmp_path / "step"))
+    file = folder / "config.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert "hidden_size: 32" in text
+    file.write_text(text.replace("hidden_size: 32", "hidden_size: 64"), encoding="utf-8")
+
+    with pytest.raises(CheckpointError, match=r"config\.yaml does not match its sha256"):
+        load_model(folder)
+
+
+def test_load_model_does_not_read_the_state_of_the_optimizer(
+    tmp_path: Path, trained_run: TrainedRun
+) -> None:
+    folder = Path(shutil.copytree(trained_run.checkpoint_dir, tmp_path / "step"))
+    flip_byte(folder / "optimizer.safetensors", -2)
+
+    assert load_model(folder).step == 8
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors does not match"):
+        read_checkpoint(folder)
+
+
+def test_a_verification_that_cannot_read_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
+        Verification(tmp_path / "nothing").require_whole()

@@ -5,6 +5,7 @@ The operators are Paddle's own one, which computes on a CPU as well, and broken 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,9 @@ from fastffn_cli.engine.fused_attention import (
     install_attention,
     run_gpu_operator,
 )
-from models.gpt import GPT, GPTConfig, attend
+from models.gpt import GPT, GPTConfig
+from models.kernels import library
+from models.kernels.attention import attend
 from tests.conftest import TINY_YAML
 
 SEQ_LEN, VOCAB = 12, 31
@@ -229,7 +232,6 @@ def test_nobody_asks_nothing_is_said(configured: Callable[..., Config]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "dtype", "device", "reason"),
     [
-        ([], "float32", CPU, "a CPU has no fused one"),
         ([], "float32", Device("npu"), "the fused one is for float16 and bfloat16"),
         (["Model.masked_token_id=0"], "float16", Device("npu"), "Model.masked_token_id needs"),
     ],
@@ -245,6 +247,33 @@ def test_the_notice_says_why_attention_is_plain(
     assert notice.startswith("Model.use_flash_attn: attention is the plain one: ")
     assert reason in notice
     assert "\n" not in notice
+
+
+def test_a_cpu_attends_fused_by_itself(configured: Callable[..., Config]) -> None:
+    library.load()
+    wish = ["Model.use_flash_attn=True", "Model.masked_token_id=0"]
+    assert choose_attention(configured(*wish), "float32", CPU) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "suspended", "reason"),
+    [
+        ([], True, "the CPU kernels are not in use (fastffn doctor)"),
+        (["Model.num_attention_heads=1", "Model.hidden_size=512"], False, "at most 256 are fused"),
+    ],
+)
+def test_the_notice_says_why_a_cpu_attends_plainly(
+    configured: Callable[..., Config], overrides: list[str], suspended: bool, reason: str
+) -> None:
+    library.load()
+    with library.suspended() if suspended else contextlib.nullcontext():
+        core, notice = choose_attention(
+            configured("Model.use_flash_attn=True", *overrides), "float32", CPU
+        )
+    assert core is None
+    assert notice is not None
+    assert notice.startswith("Model.use_flash_attn: attention is the plain one: ")
+    assert reason in notice
 
 
 def test_a_gpu_that_fails_is_no_error(configured: Callable[..., Config]) -> None:

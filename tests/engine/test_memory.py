@@ -11,6 +11,7 @@ import pytest
 
 from fastffn_cli.engine.memory import MemoryEstimate, estimate_memory
 from models.gpt import GPTConfig
+from models.kernels.linear_cross_entropy import KERNEL_ROWS
 from tests.conftest import PROCESS_TIMEOUT_S, ROOT_DIR, program_env
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,7 @@ BASE: dict[str, Any] = {
     **{"vocab_size": 512, "hidden_size": 128, "num_layers": 4, "num_attention_heads": 4},
     **{"ffn_hidden_size": 512, "micro_batch_size": 8, "seq_len": 128},
 }
+SIZES = {key: BASE[key] for key in BASE if key not in ("micro_batch_size", "seq_len")}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 LONG = {"seq_len": 512, "micro_batch_size": 2}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -44,12 +46,12 @@ TENSOR_TOLERANCE = 0.2
 PROCESS_TOLERANCE = 0.35
 
 
-def measure(kind: str, *names: str) -> list[dict[str, float]]:
+def measure(kind: str, *names: str, kernels: str = "on") -> list[dict[str, float]]:
     specs = [json.dumps({**BASE, **SHAPES[name]}) for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.measure_memory", kind, *specs],
         cwd=ROOT_DIR,
-        env=program_env(),
+        env=program_env({"FASTFFN_KERNELS": kernels}),
         capture_output=True,
         text=True,
         timeout=PROCESS_TIMEOUT_S,
@@ -58,9 +60,11 @@ def measure(kind: str, *names: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.fixture(scope="module")
-def tensor_peaks() -> dict[str, dict[str, float]]:
-    return dict(zip(SHAPES, measure("tensors", *SHAPES), strict=True))
+@pytest.fixture(scope="module", params=["on", "off"])
+def tensor_peaks(request: pytest.FixtureRequest) -> dict[str, dict[str, float]]:
+    """Peaks with our operators, and with Paddle's alone."""
+    measured = measure("tensors", *SHAPES, kernels=request.param)
+    return dict(zip(SHAPES, measured, strict=True))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -78,18 +82,25 @@ def test_on_a_cpu_the_estimate_is_near_the_growth_of_the_process(name: str) -> N
 
 
 def test_the_parts_add_up_and_recompute_saves() -> None:
-    sizes = {
-        key: value for key, value in BASE.items() if key not in ("micro_batch_size", "seq_len")
-    }
-    plain = estimate_memory(GPTConfig(**sizes), 128)
-    saving = estimate_memory(GPTConfig(**sizes, use_recompute=True), 128)
-    assert plain.total(8) == plain.fixed + 8 * plain.per_sequence
+    plain = estimate_memory(GPTConfig(**SIZES), 128)
+    saving = estimate_memory(GPTConfig(**SIZES, use_recompute=True), 128)
+    assert plain.total(8) == plain.fixed + plain.activations(8)
     assert saving.fixed == plain.fixed
-    assert saving.per_sequence < 0.5 * plain.per_sequence
+    assert saving.activations(1) < 0.5 * plain.activations(1)
+
+
+def test_logits_are_there_for_a_chunk_of_the_tokens_alone() -> None:
+    estimate = MemoryEstimate(fixed=7, kept=10, working=5, head=1, logits=100, chunk=150)
+    assert estimate.total(1) == 7 + 10 + 1 + 100
+    assert estimate.total(4) == 7 + 4 * 10 + 4 * 1 + 150
+    assert estimate.total(40) == 7 + 40 * 10 + 40 * 5  # a layer's backward pass takes more
+
+    config = GPTConfig(**SIZES | {"vocab_size": 50304})
+    assert estimate_memory(config, 1024, fused=True).chunk == KERNEL_ROWS * 50304 * 4
 
 
 def test_the_largest_micro_batch_divides_the_batch_and_fits() -> None:
-    estimate = MemoryEstimate(fixed=10, per_sequence=5)
+    estimate = MemoryEstimate(fixed=10, kept=5)
     assert estimate.largest_micro_batch(40, 12, below=12) == 6
     assert estimate.largest_micro_batch(39, 12, below=12) == 4
     assert estimate.largest_micro_batch(40, 12, below=6) == 4

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import paddle
 import pytest
 
 from fastffn_cli.config.schema_training import OptimizerSection
+from fastffn_cli.distributed.gradients import squared_norm
 from fastffn_cli.engine.checkpoint import model_tensors, set_weights
 from fastffn_cli.engine.optimizer import AdamW, decays
 from models.ffn.low_rank import LowRankOptions, learning_rate_scales
 from models.gpt import GPT, GPTConfig
+from models.kernels import library
 
 D, F = 16, 48
 OPTIONS = OptimizerSection(
@@ -20,6 +24,14 @@ FFN = {
     **{"kind": "low_rank", "rank": 3, "init": "normal"},
     **{"lr_rule": "spectral", "lr_cap": 100.0, "decay_rule": "half"},
 }
+
+
+@pytest.fixture(autouse=True, params=["kernels", "Paddle"])
+def path(request):
+    """Every test runs with the update at once and with Paddle's optimizer."""
+    library.load()
+    with nullcontext() if request.param == "kernels" else library.suspended():
+        yield
 
 
 def small_gpt(seed: int = 5, ffn: dict[str, object] | None = None) -> GPT:
@@ -237,3 +249,72 @@ def test_a_rate_factor_of_no_parameter_is_an_error() -> None:
     optimizer = AdamW(paddle.nn.Linear(2, 2), OptimizerSection(), multi_precision=False)
     with pytest.raises(KeyError, match="wieght"):
         optimizer.set_rate_factors({"wieght": 0.5})
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_many_updates_are_those_of_paddles_adamw(corrected: bool) -> None:
+    """To the rounding of float32, with rates of their own, missing gradients and clipping."""
+    options = OPTIONS.model_copy(update={"bias_correction": corrected})
+    models = small_gpt(), small_gpt()
+    ours, theirs = (AdamW(model, options, multi_precision=False) for model in models)
+    start = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"random gradients of seed {start}")
+    for step in range(50):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            set_gradients(model, seed=start + step)
+            if step % 3 == 0:
+                model.norm.weight.clear_gradient(False)
+            optimizer.set_rate_factors({"norm.bias": 1.0 / (1 + step)})
+        ours.step(1e-3, gradient_factor=0.25)
+        with library.suspended():
+            theirs.step(1e-3, gradient_factor=0.25)
+
+    for one, other in [
+        (model_tensors(models[0]), model_tensors(models[1])),
+        (ours.state(), theirs.state()),
+    ]:
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            atol = 2e-6 * float(np.abs(other[name]).max())
+            np.testing.assert_allclose(array, other[name], rtol=0, atol=atol, err_msg=name)
+
+
+def test_the_norm_is_that_of_float64() -> None:
+    model = small_gpt()
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    print(f"random gradients of seed {seed}")
+    gradients = set_gradients(model, seed)
+    model.norm.bias.clear_gradient(False)
+    expected = sum(
+        (array.astype(np.float64) ** 2).sum()
+        for name, array in gradients.items()
+        if name != "norm.bias"
+    )
+
+    assert squared_norm(model.parameters()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(value: float) -> None:
+    model = small_gpt()
+    gradients = set_gradients(model, 1)
+    gradients["norm.bias"][-1] = value
+    model.norm.bias.grad = paddle.to_tensor(gradients["norm.bias"])
+
+    assert not np.isfinite(squared_norm(model.parameters()))
+
+
+def test_gradients_with_strides_are_minded() -> None:
+    layer = paddle.nn.Linear(40, 30)
+    weights = np.random.default_rng(3).standard_normal((40, 30)).astype(np.float32)
+    options = OptimizerSection(weight_decay=0.0)
+    updated = []
+    for strided in (False, True):
+        layer.weight.set_value(weights)
+        gradient = paddle.to_tensor(weights.T.copy()).transpose([1, 0])
+        layer.weight.grad = gradient if strided else gradient.contiguous()
+        assert squared_norm([layer.weight]) == pytest.approx(float((weights**2).sum()), rel=1e-5)
+        AdamW(layer, options, multi_precision=False).step(1e-2)
+        updated.append(layer.weight.numpy())
+
+    np.testing.assert_array_equal(*updated)

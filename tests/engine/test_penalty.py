@@ -33,7 +33,7 @@ def run_step(model, micro_batch_size):
     batch = Batch(ids[:, :-1], ids[:, 1:], mask)
     optimizer = AdamW(model, default_config().config.Optimizer, multi_precision=False)
     recorded = {}
-    optimizer.step = lambda rate: recorded.update(
+    optimizer.step = lambda rate, **_: recorded.update(
         {name: p.grad.numpy() for name, p in optimizer.parameters.items()}
     )
     step = TrainStep(

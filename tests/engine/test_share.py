@@ -121,16 +121,16 @@ def test_activations_of_one_layer_by_hand():
         share = Share(tensor=tensor, sequence=sequence)
         head = 4 // tensor * 8 + 2 * d * 4
         tokens = 16 * (4 * kept(tensor, sequence=sequence) + max(head, 4 * working(tensor)))
-        assert estimate_memory(still, 16, share=share).per_sequence == round(tokens)
+        assert estimate_memory(still, 16, share=share).activations(1) == round(tokens)
 
 
 def test_waiting_micro_batches_keep_their_activations_and_not_the_working_set():
     one, three = (estimate_memory(gpt(), 16, share=Share(0, 2, in_flight=n)) for n in (1, 3))
     two_layers = estimate_memory(gpt(), 16, share=Share(0, 2, in_flight=2))
-    assert three.per_sequence - two_layers.per_sequence == pytest.approx(
-        two_layers.per_sequence - one.per_sequence, abs=1
+    assert three.activations(1) - two_layers.activations(1) == pytest.approx(
+        two_layers.activations(1) - one.activations(1), abs=1
     )
-    assert three.per_sequence < 3 * one.per_sequence
+    assert three.activations(1) < 3 * one.activations(1)
     assert three.fixed == one.fixed
 
 
@@ -143,7 +143,7 @@ def test_thin_factors_take_their_part_of_the_sequence(thin):
             estimate_memory(gpt(**changes), 16, share=Share(0, 2, tensor=2, sequence=sequence))
             for sequence in (False, True)
         )
-        return plain.per_sequence - shared.per_sequence
+        return plain.activations(1) - shared.activations(1)
 
     # One more norm output of two layers is divided: half of 32 floats a token.
     more = saved(thin) - saved({})

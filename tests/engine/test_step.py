@@ -152,28 +152,32 @@ def test_fleetx_micro_batches_give_the_same_first_update() -> None:
     assert result.grad_norm == pytest.approx(recorded["grad_norm"][0], rel=1e-4)
 
 
+def norms_of_the_updates(step: TrainStep, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have the optimizer note the norm of what each update is made of."""
+    norms: list[float] = []
+    apply = step.optimizer.step
+
+    def note(rate: float, *, gradient_factor: float) -> None:
+        norms.append(gradient_factor * ALONE.gradient_norm(step.optimizer))
+        apply(rate, gradient_factor=gradient_factor)
+
+    monkeypatch.setattr(step.optimizer, "step", note)
+    return norms
+
+
 def test_the_reported_norm_is_the_one_before_clipping_and_the_clip_bounds_the_gradient(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    norms = []
     step = train_step(tiny_gpt(), clip=0.05)
-    apply = step.optimizer.step
-    monkeypatch.setattr(
-        step.optimizer,
-        "step",
-        lambda rate: (norms.append(ALONE.gradient_norm(step.optimizer)), apply(rate)),
-    )
+    norms = norms_of_the_updates(step, monkeypatch)
     result = step(random_batch(0, ROWS, SEQ_LEN, VOCAB), 1e-3)
     assert result.grad_norm > 0.1
     assert norms == [pytest.approx(0.05, rel=1e-5)]
 
 
 def test_a_clip_of_zero_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = []
     step = train_step(tiny_gpt(), clip=0.0)
-    monkeypatch.setattr(
-        step.optimizer, "step", lambda rate: norms.append(ALONE.gradient_norm(step.optimizer))
-    )
+    norms = norms_of_the_updates(step, monkeypatch)
     result = step(random_batch(0, ROWS, SEQ_LEN, VOCAB), 1e-3)
     assert norms == [pytest.approx(result.grad_norm, rel=1e-6)]
 

@@ -140,3 +140,29 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/run cannot be made: "):
         storage.make_folder(tmp_path / "file" / "run")
+
+
+def test_a_file_whose_sum_was_begun_early_has_it_in_the_manifest(tmp_path: Path) -> None:
+    digests = storage.Digests()
+    with storage.new_folder(tmp_path / "new", digests=digests) as inside:
+        (inside / "early").write_bytes(b"a" * 3_000_000)
+        digests.begin(inside / "early")
+        (inside / "late").write_bytes(b"b")
+
+    assert storage.damage(tmp_path / "new", checksums=True) is None
+    flip_byte(tmp_path / "new" / "early", 5)
+    assert storage.damage(tmp_path / "new", checksums=True) == "early does not match its sha256"
+    assert storage.damage(tmp_path / "new", checksums=True, unread=("early",)) is None
+
+
+def test_a_folder_that_fails_while_sums_are_computed_vanishes(tmp_path: Path) -> None:
+    digests = storage.Digests()
+    with (
+        pytest.raises(ValueError, match="stop"),
+        storage.new_folder(tmp_path / "new", digests=digests) as inside,
+    ):
+        (inside / "early").write_bytes(b"a" * 3_000_000)
+        digests.begin(inside / "early")
+        raise ValueError("stop")
+
+    assert list(tmp_path.iterdir()) == []

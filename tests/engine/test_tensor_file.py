@@ -93,3 +93,27 @@ def test_another_type_is_widened_chunk_by_chunk(tmp_path, monkeypatch, dtype):
     read = tensor.as_float32().read()
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, values.astype(np.float32))
+
+
+def test_a_view_is_the_array_mapped_from_its_file_and_not_to_be_written(tmp_path):
+    save_file(ARRAYS, tmp_path / "x")
+    tensors = open_safetensors(tmp_path / "x")
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(tensors[name].view(), array)
+    assert isinstance(tensors["b.weight"].view(), np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tensors["b.weight"].view()[0, 0] = 1.0
+
+
+def test_a_view_of_another_type_is_read(tmp_path):
+    bits = RNG.integers(0, 1 << 15, 12).astype("<u2")
+    (tmp_path / "bits").write_bytes(bits.tobytes())
+    tensor = StoredTensor((3, 4), "bfloat16", RawReader(tmp_path / "bits", 0, (3, 4), "bfloat16"))
+    assert tensor.view().tobytes() == tensor.read().tobytes()
+
+
+def test_a_view_beyond_the_end_of_its_file_names_it(tmp_path):
+    (tmp_path / "short").write_bytes(b"\0" * 15)
+    tensor = StoredTensor((4,), "float32", RawReader(tmp_path / "short", 0, (4,), "float32"))
+    with pytest.raises(CheckpointError, match="short ends before its last tensor"):
+        tensor.view()

@@ -11,7 +11,9 @@ import pytest
 from paddle import Tensor, nn
 from paddle.nn import functional
 
+from models.ffn.base import Cost
 from models.gpt import GPT, GPTConfig
+from models.kernels import library
 
 VOCABULARY = 61
 
@@ -78,6 +80,13 @@ def assert_gradients(
                 paddle.assign(paddle.to_tensor(kept), tensor)
             numeric = (values[0] - values[1]) / (2 * step)
             assert tensor.grad.numpy()[index] == pytest.approx(numeric, rel=1e-5, abs=1e-8)
+
+
+def unaccounted_per_token(layer: nn.Layer, counted: Cost, x_ND: Tensor) -> list[float]:
+    """Return what autograd keeps beyond what `counted` says: with our operators, with Paddle's."""
+    fused = kept_per_token(layer, x_ND) - counted.kept(fused=library.path() is not None)
+    with library.suspended():
+        return [fused, kept_per_token(layer, x_ND) - counted.kept(fused=False)]
 
 
 def kept_per_token(layer: nn.Layer, x_ND: Tensor) -> float:

@@ -17,9 +17,9 @@ from models.gpt import GPT
 from tests.models.ffn_checks import (
     VOCABULARY,
     assert_gradients,
-    kept_per_token,
     small_gpt_config,
     train_losses,
+    unaccounted_per_token,
 )
 
 SHAPE = Shape(hidden_size=12, ffn_hidden_size=48, init_std=0.3)
@@ -168,7 +168,7 @@ def test_cost_is_both_branches_parameters_and_the_inner_ones_flops(inner):
     layer.set_progress(0.1, draw=0.0)
     x = paddle.randn([64, 12])
     x.stop_gradient = False
-    assert counted.kept_per_token == kept_per_token(layer, x)
+    assert unaccounted_per_token(layer, counted, x) == [0, 0]
 
 
 def test_the_stated_average_share_of_dense_steps_is_the_integral_of_the_schedule():

@@ -8,7 +8,7 @@ import pytest
 
 from models.ffn import LowRankFFN, LowRankLinear, Shape, build, cost, find_kind
 from models.ffn.low_rank import LowRankOptions, learning_rate_scales, truncated_svd
-from tests.models.ffn_checks import assert_gradients
+from tests.models.ffn_checks import assert_gradients, unaccounted_per_token
 
 SHAPE = Shape(hidden_size=24, ffn_hidden_size=96, init_std=0.02)
 
@@ -138,6 +138,9 @@ def test_cost_in_closed_form_equals_the_built_layer(spec):
     assert counted.parameters == sum(parameter.size for parameter in layer.parameters())
     matrices = [p for p in layer.parameters() if len(p.shape) == 2]
     assert counted.flops_per_token == sum(2 * p.size for p in matrices)
+    x = paddle.randn([64, 24])
+    x.stop_gradient = False
+    assert unaccounted_per_token(layer, counted, x) == [0, 0]
 
 
 def test_published_parameter_counts_of_the_original():

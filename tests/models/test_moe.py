@@ -13,10 +13,10 @@ from models.gpt import GPT
 from tests.models.ffn_checks import (
     VOCABULARY,
     assert_gradients,
-    kept_per_token,
     next_token_loss,
     small_gpt_config,
     train_losses,
+    unaccounted_per_token,
 )
 
 SHAPE = Shape(hidden_size=12, ffn_hidden_size=20, init_std=0.3)
@@ -135,12 +135,13 @@ def test_the_balance_loss_spreads_tokens(rng):
     paddle.seed(1)
     layer = MoEFFN(SHAPE, MoEOptions(experts=4, balance_weight=1.0))
     layer.router.weight.set_value(
-        paddle.to_tensor(rng.normal(size=[12, 4]) + np.eye(1, 4), dtype="float32")
+        # The first expert's logits are 12 higher on average: nearly every token prefers it.
+        paddle.to_tensor(rng.normal(size=[12, 4]) + 2 * np.eye(1, 4), dtype="float32")
     )
     x = paddle.to_tensor(rng.normal(0.5, 1.0, (256, 12)), dtype="float32")
     optimizer = paddle.optimizer.Adam(3e-2, parameters=[layer.router.weight])
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         layer(x)
         loss = layer.auxiliary_loss()
         loss.backward()
@@ -148,7 +149,7 @@ def test_the_balance_loss_spreads_tokens(rng):
         optimizer.clear_grad()
         losses.append(loss.item())
     assert losses[0] > 1.3
-    assert losses[-1] < 1.1
+    assert losses[-1] < 1.05
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -252,7 +253,7 @@ def test_cost_in_closed_form_equals_the_built_layer(options):
     x.stop_gradient = False
     layer.eval()  # no token is passed by
     gates = 2 * layer.options.top_k  # picked and normalised; too few to count
-    assert 0 <= kept_per_token(layer, x) - counted.kept_per_token <= gates + 1
+    assert all(0 <= more <= gates + 1 for more in unaccounted_per_token(layer, counted, x))
 
 
 def test_experts_start_as_dense_layers_do_and_the_router_at_a_tenth():

@@ -14,7 +14,7 @@ from tests.conftest import PROCESS_TIMEOUT_S, ROOT_DIR, program_env
 
 pytestmark = pytest.mark.slow
 
-VARIANTS = [*KINDS, "all in factors", "recomputed"]
+VARIANTS = [*KINDS, "all in factors", "recomputed", "in chunks", "in chunks, O1"]
 # Of a loss of about 3.7, over three updates.
 TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Literal
 
 import numpy as np
 
@@ -26,9 +27,11 @@ from fastffn_cli.engine.step import TrainStep  # noqa: E402
 from fastffn_cli.tasks.causal_lm import CausalLM  # noqa: E402
 from models.ffn.registry import KINDS  # noqa: E402
 from models.gpt import GPT, GPTConfig  # noqa: E402
+from models.kernels import chunked_low_rank_inner, low_rank_inner  # noqa: E402
 from tests.engine.runs import random_batch  # noqa: E402
 
 STEPS, ROWS, SEQ_LEN, VOCAB = 3, 4, 8, 40
+TOKENS_A_CHUNK = 5  # of 16 in a micro batch
 OPTIONS = {
     "dense": {},
     "low_rank": {"rank": 4},
@@ -68,14 +71,16 @@ def train(spec: dict[str, object], device: str, options: MixPrecision, **setting
     return losses, model_tensors(model)
 
 
-def compare(spec: dict[str, object], **settings: object) -> dict[str, object]:
+def compare(
+    spec: dict[str, object], level: Literal["O1", "O2"] = "O2", **settings: object
+) -> dict[str, object]:
     """Train on both devices, and in half precision on the npu."""
     plain = MixPrecision(enable=False)
     expected_losses, expected = train(spec, "cpu", plain, **settings)
     losses, weights = train(spec, "npu:0", plain, **settings)
     different = [name for name in expected if weights[name].tobytes() != expected[name].tobytes()]
     half = {
-        dtype: train(spec, "npu:0", MixPrecision(enable=True, dtype=dtype, level="O2"), **settings)
+        dtype: train(spec, "npu:0", MixPrecision(enable=True, dtype=dtype, level=level), **settings)
         for dtype in ("float16", "bfloat16")
     }
     return {
@@ -96,4 +101,8 @@ found["all in factors"] = compare(
 found["recomputed"] = compare(
     {"kind": "low_rank", "rank": 4}, use_recompute=True, recompute_granularity="full"
 )
+low_rank_inner.choose_form("chunked")
+chunked_low_rank_inner.CHUNK_BYTES, chunked_low_rank_inner.SMALLEST_CHUNK = 0, TOKENS_A_CHUNK
+found["in chunks"] = compare({"kind": "low_rank", "rank": 4})
+found["in chunks, O1"] = compare({"kind": "low_rank", "rank": 4}, level="O1")
 json.dump(found, sys.stdout)

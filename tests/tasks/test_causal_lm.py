@@ -1,10 +1,11 @@
 import math
 
 import numpy as np
+import psutil
 import pytest
 
 from fastffn_cli.data.dataset import Batch
-from fastffn_cli.tasks.causal_lm import CausalLM, perplexity
+from fastffn_cli.tasks.causal_lm import CausalLM, perplexity, to_device
 from tests.fleetx_models import load_arrays, load_small
 
 
@@ -56,17 +57,35 @@ def test_an_all_masked_batch_has_loss_zero(task, batch):
     assert task.weight(empty) == 0.0
 
 
-def test_half_precision_logits_are_scored_in_float32(batch):
-    import paddle
-
-    class HalfModel(paddle.nn.Layer):
-        def forward(self, ids):
-            return paddle.full([*ids.shape, 128], 3.0, dtype="float16")
-
-    loss = float(CausalLM(HalfModel()).loss(batch))
-    assert loss / CausalLM(HalfModel()).weight(batch) == pytest.approx(math.log(128), rel=1e-6)
+def test_a_divisor_divides_the_loss(task, batch):
+    assert float(task.loss(batch, 37.0)) == pytest.approx(float(task.loss(batch)) / 37.0, rel=1e-6)
 
 
 def test_perplexity_is_capped_as_fleetx_caps_it(task):
     assert task.metrics(2.0) == {"ppl": math.exp(2.0)}
     assert perplexity(25.0) == math.exp(20.0)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(12).reshape(3, 4)[:, ::2],
+        np.float32([[1.5, np.nan], [np.inf, -0.0]]).T,
+        np.zeros((0, 4), np.int64),
+    ],
+)
+def test_an_array_of_any_layout_comes_to_the_device(array):
+    tensor = to_device(array)
+    assert tensor.stop_gradient
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    assert tensor.numpy().dtype == array.dtype
+
+
+def test_bringing_arrays_to_the_device_keeps_nothing():
+    process, array = psutil.Process(), np.zeros((4, 64), np.int64)
+    for _ in range(5_000):
+        to_device(array)
+    before = process.memory_info().rss
+    for _ in range(20_000):
+        to_device(array)
+    assert process.memory_info().rss - before < 1_000_000  # `paddle.to_tensor` keeps 2.2 MB

@@ -11,7 +11,7 @@ from fastffn_cli.data.inputs import find_inputs
 from fastffn_cli.data.tokenizer import Tokenizer, build_tokenizer
 from fastffn_cli.engine.checkpoint import LoadedModel
 from fastffn_cli.errors import DataError, Diverged, UserError
-from fastffn_cli.tasks import scoring
+from fastffn_cli.tasks import cloze, scoring
 from fastffn_cli.tasks.cloze import score_passages
 from fastffn_cli.tasks.evaluation import EvalRequest, choose_task, run_evaluation
 from fastffn_cli.tasks.passages import Passage, Passages, blocks_of, padded_length
@@ -175,7 +175,7 @@ def test_ragged_passages_give_bit_equal_sums_whatever_the_batch_size():
 def test_logits_in_small_parts_give_the_same(monkeypatch):
     model, passages = load_small(), list(random_passages(60))
     whole = score_passages(model, passages, seq_len=64, batch_size=8)
-    monkeypatch.setattr(scoring, "LOGITS", 128 * 7)
+    monkeypatch.setattr(cloze, "LOGITS", 128 * 7)
     parts = score_passages(model, passages, seq_len=64, batch_size=8)
     assert parts.nll == pytest.approx(whole.nll, rel=1e-6)
     assert replace(parts, nll=0.0) == replace(whole, nll=0.0)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from fastffn_cli.tasks import scoring
 from fastffn_cli.tasks.scoring import score_windows
 from fastffn_cli.tasks.windows import cut_windows
+from models.kernels import linear_cross_entropy
 from tests.fleetx_models import load_arrays, load_eval, load_small
 
 
@@ -51,7 +51,7 @@ def test_sum_equals_the_losses_of_single_positions(small):
 
 def test_logits_in_small_parts_give_the_same(small, monkeypatch):
     whole = score_windows(small, windows_of(), batch_size=8)
-    monkeypatch.setattr(scoring, "LOGITS", 128 * 10)
+    monkeypatch.setattr(linear_cross_entropy, "REFERENCE_LOGITS", 128 * 10)
     assert score_windows(small, windows_of(), batch_size=8).nll == pytest.approx(
         whole.nll, rel=1e-6
     )
