@@ -12,7 +12,6 @@ Weights, tokens, turns and ratios are as in `benchmarks/against_torch.py`.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -20,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import commit, describe, machine
 from benchmarks.rivals.contestant import Contestant, check_alike, ratio, take_turns
-from benchmarks.rivals.workload import SIZES, STAGES, make_workload
+from benchmarks.rivals.training import describe_runs, read_arguments
+from benchmarks.rivals.workload import make_workload
 from benchmarks.tables import markdown, median_and_middle_half, show, verdict
 from fastffn_cli.engine.cpu import MKL_VARIABLE, THREADS_VARIABLE, prepare_environment
 
@@ -34,7 +33,7 @@ HEADER = (
 
 
 def main() -> None:
-    args = read_arguments()
+    args = read_arguments(__doc__, rounds=2, steps=1)
     rows, worst = [], 0.0
     versions: dict[str, str] = {}
     for size in args.sizes:
@@ -43,12 +42,7 @@ def main() -> None:
                 row, difference, versions = compare(size, stage, Path(folder), args)
             rows.append(row)
             worst = max(worst, difference)
-    show(
-        markdown(HEADER, rows),
-        f"{machine()}, {args.threads} threads; {describe(versions)}; {args.rounds} rounds of "
-        f"{args.steps} updates, seed {args.seed}, commit {commit()}. First losses agree within "
-        f"{worst:.1e}.",
-    )
+    show(markdown(HEADER, rows), describe_runs(args, versions, worst))
 
 
 def compare(
@@ -84,17 +78,6 @@ def both_switches(threads: int) -> dict[str, str]:
     chosen = prepare_environment(threads).mkl_cpu_type
     mkl = {} if chosen is None else {MKL_VARIABLE: str(chosen)}
     return {THREADS_VARIABLE: str(threads), **mkl}
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "large"])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1, help="updates of a turn")
-    parser.add_argument("--seed", type=int, default=1024)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

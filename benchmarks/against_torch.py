@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import statistics
 import sys
 import tempfile
@@ -25,9 +24,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.provenance import commit, describe, machine
 from benchmarks.rivals.contestant import Contestant, check_alike, ratio, take_turns
-from benchmarks.rivals.workload import SIZES, STAGES, Workload, make_workload
+from benchmarks.rivals.training import describe_runs, read_arguments
+from benchmarks.rivals.workload import STAGES, Workload, make_workload
 from benchmarks.tables import markdown, median_and_middle_half, show, skip, verdict
 
 FORMS = ("eager", "compile")
@@ -39,7 +38,7 @@ HEADER = (
 
 
 def main() -> None:
-    args = read_arguments()
+    args = read_arguments(__doc__, rounds=3, steps=2)
     if importlib.util.find_spec("torch") is None:
         skip("torch is missing: pip install 'fastffn[parity]', or make parity")
     rows: list[list[str]] = []
@@ -50,12 +49,7 @@ def main() -> None:
             found, difference = compare(size, Path(folder), args, versions)
         rows += found
         worst = max(worst, difference)
-    show(
-        markdown(HEADER, rows),
-        f"{machine()}, {args.threads} threads; {describe(versions)}; {args.rounds} rounds of "
-        f"{args.steps} updates, seed {args.seed}, commit {commit()}. First losses agree within "
-        f"{worst:.1e}.",
-    )
+    show(markdown(HEADER, rows), describe_runs(args, versions, worst))
 
 
 def compare(
@@ -107,17 +101,6 @@ def start(workload: Workload, stage: str) -> Iterator[Contestant]:
 def faster(times: dict[str, list[float]], stage: str) -> list[float]:
     """Return the times of the faster form of torch."""
     return min((times[f"{stage} {form}"] for form in FORMS), key=statistics.median)
-
-
-def read_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "large"])
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="updates of a turn")
-    parser.add_argument("--seed", type=int, default=1024)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

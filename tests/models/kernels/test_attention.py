@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
@@ -15,6 +12,7 @@ import pytest
 from models.gpt import GPT, GPTConfig
 from models.kernels import library
 from models.kernels.attention import MASKED, attend, attend_plainly
+from tests.models.kernels.on_path import PATHS, is_at_most, run_python
 
 TOLERANCE = 2e-6  # of the largest value; rounding of float32 sums alone
 # Batch, heads, steps, size of a head: below, at and above the kernel's blocks of 64, and ragged.
@@ -156,29 +154,16 @@ print(t.library.path(), worst, (t.kept_weights(dropout=0.4)[0] > 0).sum())
 """
 
 
-def run_trial(seed: int, **environment: str) -> tuple[str, float, int]:
-    finished = subprocess.run(
-        [sys.executable, "-c", TRIAL, str(seed)],
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=True,
-    )
-    path, worst, kept = finished.stdout.split()[-3:]
-    return path, float(worst), int(kept)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", ["1", "3"])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_every_path_agrees_with_float64_and_drops_the_same(rng, threads):
     """With more threads than heads, each thread has some of a head's queries."""
-    seed = int(rng.integers(1 << 30))
-    trials = [
-        run_trial(seed, FASTFFN_KERNELS=path, OMP_NUM_THREADS=threads)
-        for path in ("portable", "avx2", "avx512")
-    ]
-    for _, worst, _ in trials:
-        assert worst < TOLERANCE
+    seed = str(rng.integers(1 << 30))
+    trials = [run_python(path, "-c", TRIAL, seed, threads=threads)[-3:] for path in PATHS]
+
+    for path, (used, worst, _) in zip(PATHS, trials, strict=True):
+        assert is_at_most(used, path)
+        assert float(worst) < TOLERANCE
     assert len({kept for *_, kept in trials}) == 1
 
 

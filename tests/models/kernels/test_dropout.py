@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import paddle
@@ -14,9 +11,8 @@ from paddle.distributed.fleet.utils import recompute
 
 from models.kernels import library
 from models.kernels.dropout import Dropout, dropout
-from tests.conftest import ROOT_DIR
+from tests.models.kernels.on_path import PATHS, run_python
 
-PATHS = ["portable", "avx2", "avx512"]
 DIGEST = """
 import hashlib, paddle
 from models.kernels import library
@@ -85,17 +81,7 @@ def test_a_seed_gives_the_same_numbers_again_and_others_later():
 
 
 def test_every_path_draws_the_same_numbers():
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", DIGEST],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"FASTFFN_KERNELS": path},
-            cwd=ROOT_DIR,
-            check=True,
-        ).stdout
-        for path in PATHS
-    }
+    digests = {run_python(path, "-c", DIGEST)[-1] for path in PATHS}
 
     assert len(digests) == 1
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -14,7 +11,6 @@ import pytest
 from paddle.distributed.fleet.utils import recompute
 
 from models.kernels import library
-from tests.conftest import ROOT_DIR
 from tests.models.kernels.feed_forwards import (
     ACTIVATIONS,
     OPERATORS,
@@ -23,6 +19,7 @@ from tests.models.kernels.feed_forwards import (
     run,
     to_tensors,
 )
+from tests.models.kernels.on_path import PATHS, is_at_most, run_python
 
 RANKS = {"dense": None, "low_rank": 6}
 BIASES = {"dense": (2, 4), "low_rank": (3, 6)}  # places among the inputs
@@ -46,20 +43,13 @@ def arrays(rng, kind):
     return random_arrays(rng, (3, 37), 48, 101, RANKS[kind])
 
 
-@pytest.mark.parametrize("path", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("path", PATHS)
 def test_every_path_agrees_with_float64(kind, path, rng):
     trial = json.dumps([kind, int(rng.integers(1 << 30)), 103, 70, 131, RANKS[kind], "gelu"])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.models.kernels.feed_forwards", trial],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"FASTFFN_KERNELS": path},
-        cwd=ROOT_DIR,
-        check=True,
-    )
 
-    used, error = done.stdout.split()
-    assert used in ("portable", path) or path == "avx512"
+    used, error = run_python(path, "-m", "tests.models.kernels.feed_forwards", trial)
+
+    assert is_at_most(used, path)
     assert float(error) < TOLERANCE
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,11 +11,10 @@ import pytest
 from paddle.distributed.fleet.utils import recompute
 
 from models.kernels import library
-from tests.conftest import ROOT_DIR
+from tests.models.kernels.on_path import PATHS, is_at_most, run_python
 from tests.models.kernels.row_operators import OPERATORS, largest_error, random_arrays, run
 
 TOLERANCE = 1e-5  # of the largest value of an array
-PATHS = ["portable", "avx2", "avx512"]
 each_operator = pytest.mark.parametrize("name", OPERATORS)
 
 
@@ -43,17 +39,10 @@ def test_output_and_gradients_agree_with_float64(rng, name, leading, width):
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_agrees_with_float64(path, name, rng):
     trial = json.dumps([name, int(rng.integers(1 << 30)), 103, 83])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.models.kernels.row_operators", trial],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"FASTFFN_KERNELS": path},
-        cwd=ROOT_DIR,
-        check=True,
-    )
 
-    used, error = done.stdout.split()
-    assert PATHS.index(used) <= PATHS.index(path)
+    used, error = run_python(path, "-m", "tests.models.kernels.row_operators", trial)
+
+    assert is_at_most(used, path)
     assert float(error) < TOLERANCE
 
 
