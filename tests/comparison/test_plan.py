@@ -13,6 +13,8 @@ from fastffn_cli.errors import ConfigError
 from tests.comparison.plans import TINY_PLAN, write_plan
 from tests.conftest import ROOT_DIR, Workplace
 
+EXPERIMENT_DIR = ROOT_DIR / "benchmarks" / "experiment"
+
 
 @pytest.fixture(autouse=True)
 def _in_workplace(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +223,17 @@ def test_shipped_plans_are_valid_and_no_configurations(tmp_path: Path) -> None:
         plan = load_plan(name, [f"Data.dataset.input_dir={tmp_path}"])
         assert plan.name == name
         assert len(plan.arms) >= 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(EXPERIMENT_DIR.glob("*.yaml")) if path.name != "base.yaml"],
+    ids=lambda path: path.stem,
+)
+def test_plans_of_the_published_results_are_valid(path: Path) -> None:
+    plan = load_plan(str(path))
+    assert plan.baseline.name == "dense"
+    assert len(plan.section.seeds) >= 3
 
 
 def test_the_page_explains_every_key() -> None:
