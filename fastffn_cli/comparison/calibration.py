@@ -112,7 +112,7 @@ def forms_of(config: Config) -> tuple[Form, Form]:
 
 
 def describe_arm(config: Config) -> str:
-    """Say in a few words what an arm is: `low_rank (rank 8), switch at 50 %`."""
+    """Say in a few words what an arm is: `low_rank (rank 8), switch at 50 %, handover reset`."""
     schedule = config.Schedule
     words = [_describe_model(config)]
     if schedule.switch == "fraction":
@@ -121,6 +121,8 @@ def describe_arm(config: Config) -> str:
         words.append(f"switch by {schedule.switch}, at {100 * schedule.at:g} % at the latest")
     if schedule.switch != "never" and schedule.dense_start:
         words.insert(0, f"dense to {100 * schedule.dense_start:g} %")
+    if schedule.switch != "never" and schedule.handover != "lift":
+        words.append(f"handover {schedule.handover}")
     return ", ".join(words)
 
 

@@ -125,6 +125,8 @@ def test_arms_are_described_with_their_schedule(load: Callable[..., Plan]) -> No
     assert describe_arm(online) == (
         "dense to 10 %, low_rank (rank 2), switch by slope, at 50 % at the latest"
     )
+    reset = with_values(config, {"Schedule.handover": "reset"})
+    assert describe_arm(reset) == "low_rank (rank 2), switch at 50 %, handover reset"
 
 
 def test_no_room_for_all_models_is_advice(load: Callable[..., Plan]) -> None:
