@@ -31,7 +31,7 @@ from benchmarks.provenance import commit, machine
 from benchmarks.tables import markdown, show
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLE_S = 0.1
+SAMPLE_S = 0.02
 CHECKPOINTS = 20
 LOG_LINES = 1000
 
@@ -128,6 +128,8 @@ def report(samples: list[Sample], records: list[dict[str, Any]], args: argparse.
     first = [each for each in samples if args.steps / 100 < each.step <= tenth]
     # Behind the last step the curve is drawn: another work than training.
     last = [each for each in samples if args.steps - tenth < each.step < args.steps]
+    if not (first and last):
+        raise SystemExit(f"{args.steps} steps are over before they can be watched: more --steps")
     early = step_seconds(records, args.steps / 100, tenth)
     late = step_seconds(records, args.steps - tenth, args.steps)
     mib = 1 << 20

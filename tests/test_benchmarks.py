@@ -48,7 +48,7 @@ SHORT = {
     "engine_overhead": ("--steps", "2"),
     "startup": ("--rounds", "1", "--layers", "1", "--hidden", "32", "--vocab", "64"),
     "checkpoint_speed": ("--rounds", "1", "--layers", "1", "--hidden", "32", "--vocab", "64"),
-    "soak": ("--steps", "100"),
+    "soak": ("--steps", "400"),
     "profile_step": (
         *("--rounds", "1", "--stages", "dense", "-o", "Model.vocab_size=64"),
         *("-o", "Model.hidden_size=32", "-o", "Model.num_attention_heads=2"),
