@@ -74,7 +74,10 @@ class ArmFacts:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibration.json` holds: where it was measured, seconds of each form by its key."""
+    """What `calibration.json` holds: where it was measured, seconds of each form by its key.
+
+    `data` is what all runs train on; blank in files of earlier versions, which did not say.
+    """
 
     machine: str
     threads: int | None
@@ -83,6 +86,7 @@ class Calibration:
     model: str
     seconds: dict[str, list[float]]
     arms: dict[str, ArmFacts]
+    data: str = ""
 
     def step_time(self, key: str) -> StepTime:
         """Return median and range of a form's rounds."""
@@ -162,7 +166,8 @@ def calibrate(
 
     `configs` are the arms' configurations with their vocabulary, `about` the fields of
     `Calibration` that are the same for all of them; `run` runs a command line to its end.
-    Raises `OutOfMemory` where the models together find no room.
+    Raises `DataError` where the runs so far had other text, `OutOfMemory` where the models together
+    find no room.
     """
     from fastffn_cli.engine.model import gpt_config
     from models.gpt import count_parameters, flops_per_token
@@ -183,6 +188,12 @@ def calibrate(
             dense=dense.key,
         )
     before = read_calibration(plan.out_dir)
+    if before and before.data not in ("", about["data"]):
+        raise DataError(
+            f"the comparison in {plan.out_dir} trains on {before.data}\n"
+            f"This is another text: {about['data']}",
+            hint="Compare in a folder of its own: --out DIR",
+        )
     if before and before.machine != about["machine"]:
         ui.warn(
             f"steps were timed on {before.machine}, and those seconds go on to count; this is "

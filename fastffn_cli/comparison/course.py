@@ -28,6 +28,7 @@ from fastffn_cli.comparison.runs import (
     with_values,
 )
 from fastffn_cli.config.schema import Config
+from fastffn_cli.data.describe import identify_tokens
 from fastffn_cli.engine import storage
 from fastffn_cli.engine.blueprint import Blueprint, draw_blueprint
 from fastffn_cli.engine.device import Device
@@ -39,9 +40,10 @@ LOCK_FILE = ".lock"
 REDRAW_S = 1.0
 
 
-def look_at_arms(plan: Plan, device: Device) -> dict[str, Config]:
-    """Check data, memory and settings of every arm; return their configurations with vocabulary.
+def look_at_arms(plan: Plan, device: Device) -> tuple[dict[str, Config], str]:
+    """Check data, memory and settings of every arm.
 
+    Return their configurations with vocabulary, and in a line which text they are trained on.
     Raises `ConfigError` where arms could not be compared, and what a run would raise of its own.
     """
     configs: dict[str, Config] = {}
@@ -66,22 +68,23 @@ def look_at_arms(plan: Plan, device: Device) -> dict[str, Config]:
     _check_comparable(plan, configs)
     if plan.section.downstream is not None:
         _look_at_downstream(plan, configs[plan.baseline.name], device)
-    return configs
+    return configs, identify_tokens(blueprint.folder)
 
 
 def run_comparison(
-    plan: Plan, device: Device, configs: Mapping[str, Config], *, command: str
+    plan: Plan, device: Device, configs: Mapping[str, Config], *, text: str, command: str
 ) -> None:
     """Make all runs of a plan that are not over yet.
 
-    `command` is what continues it. Raises `Interrupted` with everything saved, `UserError` when the
-    plan no longer fits the runs or another process is at it, and `RunFailed`.
+    `configs` and `text` are what `look_at_arms` found, `command` is what continues the comparison.
+    Raises `Interrupted` with everything saved, `UserError` when the plan or the text no longer fits
+    the runs or another process is at it, and `RunFailed`.
     """
     view = ui.LiveTable(COLUMNS)
     with _hold(plan.out_dir), listen(view.note) as stop:
         check_unchanged([*sweep_specs(plan), *token_specs(plan, choose_rates(plan))])
-        for name, text in plan.files.items():
-            storage.write_file(plan.out_dir / name, text)
+        for name, content in plan.files.items():
+            storage.write_file(plan.out_dir / name, content)
 
         def raise_if_stopped() -> None:
             if stop.exit_code is not None:
@@ -97,7 +100,7 @@ def run_comparison(
             assert done is not None, "only a stop leaves it unfinished"
             return done
 
-        calibration = _calibrate(plan, configs, device, run)
+        calibration = _calibrate(plan, configs, text, device, run)
         outlook = Outlook(plan, calibration.paces())
         for specs in _phases(plan, calibration, outlook, view):
             _make(plan, specs, outlook, view, stop)
@@ -182,6 +185,7 @@ def _phases(
 def _calibrate(
     plan: Plan,
     configs: Mapping[str, Config],
+    text: str,
     device: Device,
     run: Callable[[list[str]], subprocess.CompletedProcess[str]],
 ) -> Calibration:
@@ -194,6 +198,7 @@ def _calibrate(
         "commit": source_commit(),
         "model": f"GPT {model.num_layers} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size:,}",
+        "data": text,
     }
     timed = {
         name: with_values(config, {"Global.cpu_threads": plan.threads})

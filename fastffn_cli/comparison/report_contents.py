@@ -167,6 +167,7 @@ def _method(results: Results) -> Iterator[Block]:
     yield Bullets(
         (
             f"Model: {results.model}",
+            f"Text: {results.data or 'not recorded by the version that began it'}",
             f"Budget: {results.tokens:,} tokens a run, {results.tokens_per_step:,} a step",
             f"Seeds: {', '.join(map(str, results.seeds))}",
             *(f"{arm.name}: {arm.description}" for arm in results.arms),

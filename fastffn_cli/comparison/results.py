@@ -83,7 +83,10 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole comparison. `tokens` is the budget of one run, `tokens_per_step` the baseline's."""
+    """A whole comparison. `tokens` is the budget of one run, `tokens_per_step` the baseline's.
+
+    `data` says what was trained on; blank where the comparison was begun by an earlier version.
+    """
 
     name: str
     out_dir: Path
@@ -98,6 +101,7 @@ class Results:
     versions: dict[str, str]
     commit: str | None
     model: str
+    data: str
 
 
 def load_results(out_dir: Path) -> Results:
@@ -142,6 +146,7 @@ def load_results(out_dir: Path) -> Results:
         versions=calibration.versions,
         commit=calibration.commit,
         model=calibration.model,
+        data=calibration.data,
     )
 
 

@@ -1,10 +1,13 @@
-"""What is in a prepared folder, for `inspect`."""
+"""What is in a prepared folder: for `inspect`, and in one line for reports."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import numpy as np
 
 from fastffn_cli.data.split import PARTS, divided_by, spans_of
 from fastffn_cli.data.token_files import TokenFile, TokenFolder, open_tokens
@@ -12,6 +15,8 @@ from fastffn_cli.data.tokenizer import Tokenizer
 
 ROWS = 3
 ROW_TOKENS = 48
+NAMED_SOURCES = 12
+FINGERPRINT_IDS = 1 << 16
 
 
 def describe_tokens(
@@ -40,6 +45,37 @@ def describe_tokens(
         "split": _describe_split(folder, split),
         "rows": _first_rows(folder.files, tokenizer, rows),
     }
+
+
+def identify_tokens(folder: TokenFolder) -> str:
+    """Say in one line which text this is: how much, of which files in which order, and its digits.
+
+    The same line means the same text but for ids that `fingerprint` does not read.
+    """
+    sources = [PurePath(source["name"]).name for source in folder.meta.get("sources", [])]
+    named = ", ".join(sources[:NAMED_SOURCES]) or ", ".join(file.name for file in folder.files)
+    more = len(sources) - NAMED_SOURCES
+    parts = [
+        f"{folder.num_tokens:,} tokens in {folder.num_documents:,} documents",
+        f"made from {named}{f' and {more:,} more' if more > 0 else ''}",
+    ]
+    if folder.meta.get("tokenizer"):
+        parts.append(f"tokenizer {folder.meta['tokenizer']}")
+    return "; ".join([*parts, f"fingerprint {fingerprint(folder)}"])
+
+
+def fingerprint(folder: TokenFolder) -> str:
+    """Return 16 hex digits of a text: the lengths of all documents and ids spread over each file.
+
+    Other documents or another order of them give other digits. At most 65,536 ids of a file are
+    read, so that it takes no time for billions of tokens; the ids' type does not count.
+    """
+    digest = hashlib.sha256()
+    for file in folder.files:
+        stride = max(1, -(-file.num_tokens // FINGERPRINT_IDS))
+        digest.update(np.asarray(file.lens, "<i8").tobytes())
+        digest.update(np.asarray(file.ids[::stride], "<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _describe_file(file: TokenFile) -> dict[str, Any]:

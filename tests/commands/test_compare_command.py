@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fastffn_cli.comparison.report_document import escape_markdown
 from tests.comparison.plans import TINY_PLAN, write_plan
 from tests.conftest import Workplace, make_workplace, program, program_env
 
@@ -56,6 +58,8 @@ def test_compares_two_arms_at_equal_tokens_and_equal_seconds(
         assert run["evals"][-1]["tokens"] == 1536
     for name in ("report.html", "report.md", "plan.yaml", "calibration.json"):
         assert (place.dir / "cmp" / name).stat().st_size > 0
+    assert re.match(r"[\d,]+ tokens in [\d,]+ documents; made from ", value["data"])
+    assert escape_markdown(value["data"]) in (place.dir / "cmp" / "report.md").read_text("utf-8")
 
 
 def test_the_same_command_again_trains_nothing(

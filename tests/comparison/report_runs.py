@@ -75,6 +75,7 @@ def results(*arms, seeds=(1, 2, 3), **changes):
         versions={"paddle": "3.3.1"},
         commit="abc1234",
         model="2 layers x 64",
+        data="1,000 tokens in 3 documents",
     )
     return replace(made, **changes)
 

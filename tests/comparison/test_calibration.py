@@ -25,7 +25,14 @@ from tests.comparison.plans import TINY_PLAN, write_plan
 from tests.conftest import Workplace
 
 NARROW = "  narrow:\n    Model.ffn: {kind: narrow, width: 4}\n"
-ABOUT = {"machine": "cpu", "threads": 1, "versions": {}, "commit": None, "model": "GPT"}
+ABOUT = {
+    "machine": "cpu",
+    "threads": 1,
+    "versions": {},
+    "commit": None,
+    "model": "GPT",
+    "data": "7 tokens",
+}
 
 
 @pytest.fixture
@@ -88,6 +95,24 @@ def test_seconds_of_another_machine_are_kept_with_a_warning(
     assert "timed on" not in capsys.readouterr().err
     assert measure(plan, None, machine="gpu:0") == first
     assert "timed on cpu" in " ".join(capsys.readouterr().err.split())
+
+
+def test_runs_on_other_text_are_refused(load: Callable[..., Plan]) -> None:
+    plan = load()
+    first = measure(plan, Clock(dense=[1.0], low_rank=[0.5]))
+    with pytest.raises(DataError, match="trains on 7 tokens\nThis is another text: 8 tokens"):
+        measure(plan, None, data="8 tokens")
+    assert read_calibration(plan.out_dir) == first
+
+
+def test_a_file_that_does_not_name_its_text_goes_on(load: Callable[..., Plan]) -> None:
+    plan = load()
+    measure(plan, Clock(dense=[1.0], low_rank=[0.5]))
+    file = plan.out_dir / CALIBRATION_FILE
+    older = json.loads(file.read_text(encoding="utf-8"))
+    del older["data"]
+    file.write_text(json.dumps(older), encoding="utf-8")
+    assert measure(plan, None).data == ""
 
 
 def test_a_later_arm_is_timed_beside_the_baseline_and_counts_by_their_ratio(

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastffn_cli.data.describe import describe_tokens
+from fastffn_cli.data.describe import describe_tokens, fingerprint, identify_tokens
 from fastffn_cli.data.prepare import Request, prepare
 from fastffn_cli.data.token_files import open_tokens
 from fastffn_cli.data.token_writer import npy_header
@@ -276,3 +277,39 @@ def test_description_of_files_without_tokenizer_shows_ids() -> None:
     assert described["split"]["divided_by"] == "tokens"  # 400 documents leave no test document
     assert described["rows"][0]["text"] is None
     assert described["rows"][0]["ids"][-1] == 127
+
+
+def test_a_text_is_named_by_its_files_in_their_order(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_text("one two\n", encoding="utf-8")
+    second.write_text("three\n", encoding="utf-8")
+    folders = {}
+    for name, files in {"x": (first, second), "y": (first, second), "z": (second, first)}.items():
+        prepare(Request(files, tmp_path / name, "bytes"))
+        folders[name] = open_tokens(tmp_path / name)
+    digits = {name: fingerprint(folder) for name, folder in folders.items()}
+    assert digits["x"] == digits["y"] != digits["z"]
+    tokens = folders["x"].num_tokens
+    assert identify_tokens(folders["x"]) == (
+        f"{tokens} tokens in 2 documents; made from a.txt, b.txt; tokenizer bytes; "
+        f"fingerprint {digits['x']}"
+    )
+    assert "made from b.txt, a.txt" in identify_tokens(folders["z"])
+
+
+def test_other_ids_of_the_same_lengths_are_another_text(text_dir: Path, tmp_path: Path) -> None:
+    prepare(Request((text_dir,), tmp_path / "out", "bytes"))
+    folder = open_tokens(tmp_path / "out")
+    (file,) = folder.files
+    ids = np.array(file.ids)
+    assert fingerprint(replace(folder, files=(replace(file, ids=ids.astype("int32")),))) == (
+        fingerprint(folder)
+    )
+    ids[0] += 1
+    changed = replace(folder, files=(replace(file, ids=ids),))
+    assert fingerprint(changed) != fingerprint(folder)
+
+
+def test_files_of_other_programs_are_named_themselves() -> None:
+    folder = open_tokens(Path(__file__).parents[1] / "fixtures" / "fleetx" / "tiny_data")
+    assert f"made from {folder.files[0].name}; fingerprint" in identify_tokens(folder)
