@@ -202,8 +202,9 @@ def set_weights(
     if problems:
         shown = "\n".join(problems[:8]) + (f"\n... {len(problems)} in all" * (len(problems) > 8))
         raise CheckpointError(f"{origin} does not fit the model:\n{shown}")
-    for name, parameter in parameters.items():
-        parameter.set_value(paddle.to_tensor(stored(tensors[name]).view(), dtype=parameter.dtype))
+    for name, tensor in tensors.items():  # in the order of their file: half the time from a disk
+        parameter = parameters[name]
+        parameter.set_value(paddle.to_tensor(stored(tensor).view(), dtype=parameter.dtype))
 
 
 class Verification:

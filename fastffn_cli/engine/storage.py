@@ -11,7 +11,6 @@ import errno
 import glob
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -23,9 +22,7 @@ from fastffn_cli.errors import UserError
 from fastffn_cli.ui import size as format_size
 
 MANIFEST = "manifest.json"
-# Of a file, mapped at a time to sum it: they count as memory of the process. Less while it writes,
-# when it holds one tensor; more when it reads what it is going to hold.
-DIGEST_BYTES, DIGEST_BYTES_READING = 8 << 20, 32 << 20
+DIGEST_BYTES = 8 << 20  # of a file in memory while it is summed
 # A full disk, an exceeded quota, or a file size limit: all mean "no room here".
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -243,26 +240,22 @@ def damage(folder: Path, *, checksums: bool = False, unread: Collection[str] = (
             return f"{name} is missing"
         if path.stat().st_size != length:
             return f"{name} has {path.stat().st_size} bytes instead of {length}"
-        if checksums and name not in unread and sha256(path, DIGEST_BYTES_READING) != digest:
+        if checksums and name not in unread and sha256(path) != digest:
             return f"{name} does not match its sha256"
     return None
 
 
-def sha256(path: Path, piece_bytes: int = DIGEST_BYTES) -> str:
+def sha256(path: Path) -> str:
     """Hex digest of a file's content.
 
-    In large, mapped pieces: a thread needs the interpreter's lock between two of them, and a busy
-    main thread lets it wait for milliseconds each time.
+    In large pieces: a thread needs the interpreter's lock between two of them, and a busy main
+    thread lets it wait for milliseconds each time.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for start in range(0, size, piece_bytes):
-            length = min(piece_bytes, size - start)
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as piece:
-                if hasattr(mmap, "MADV_WILLNEED"):  # read on while the first pages are summed
-                    piece.madvise(mmap.MADV_WILLNEED)
-                digest.update(piece)
+    buffer = memoryview(bytearray(min(DIGEST_BYTES, max(1, path.stat().st_size))))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(buffer):
+            digest.update(buffer[:length])
     return digest.hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -140,6 +141,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"file/run cannot be made: "):
         storage.make_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("size", [0, 1, storage.DIGEST_BYTES, storage.DIGEST_BYTES + 1])
+def test_the_sum_is_that_of_the_whole_file(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert storage.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_file_whose_sum_was_begun_early_has_it_in_the_manifest(tmp_path: Path) -> None:
