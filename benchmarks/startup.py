@@ -37,6 +37,7 @@ def main() -> None:
         checkpoint = Path(folder) / "checkpoint"
         parameters = write_model(checkpoint, args)
         weights = checkpoint / "model.safetensors"
+        os.sync()  # what was written is not still being written while commands are timed
         commands = {
             "help": (*PROGRAM, "--help"),
             "bare": (sys.executable, "-W", "ignore", "-c", BARE, str(weights)),
@@ -112,7 +113,7 @@ def report(
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (
-        ("rounds", 7), ("layers", 6), ("hidden", 768), ("vocab", 50257), ("seed", 1024)
+        ("rounds", 7), ("layers", 12), ("hidden", 768), ("vocab", 50257), ("seed", 1024)
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args()

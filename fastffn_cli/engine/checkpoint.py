@@ -203,8 +203,11 @@ def set_weights(
         shown = "\n".join(problems[:8]) + (f"\n... {len(problems)} in all" * (len(problems) > 8))
         raise CheckpointError(f"{origin} does not fit the model:\n{shown}")
     for name, tensor in tensors.items():  # in the order of their file: half the time from a disk
-        parameter = parameters[name]
-        parameter.set_value(paddle.to_tensor(stored(tensor).view(), dtype=parameter.dtype))
+        parameter, array = parameters[name], stored(tensor).view()
+        if array.dtype.name == str(parameter.dtype).removeprefix("paddle."):
+            parameter.set_value(array)  # copied once, not by way of another tensor
+        else:
+            parameter.set_value(paddle.to_tensor(array, dtype=parameter.dtype))
 
 
 class Verification:
