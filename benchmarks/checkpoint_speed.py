@@ -184,7 +184,7 @@ def report(
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (
-        ("rounds", 4), ("layers", 6), ("hidden", 768), ("vocab", 8192), ("seed", 1024)
+        ("rounds", 8), ("layers", 6), ("hidden", 768), ("vocab", 8192), ("seed", 1024)
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument(
