@@ -241,11 +241,9 @@ def load_model(path: Path, verification: Verification | None = None) -> LoadedMo
 
     `verification` is that of the same folder, where it was begun earlier. Raises `CheckpointError`.
     """
-    verification = verification or Verification(path)
-    try:
-        return build_loaded(read_checkpoint(path, checksums=False))
-    finally:  # what is wrong with damaged files is their damage, whatever else it led to
-        verification.require_whole()
+    # Not at the same time: copying weights holds the interpreter's lock, and both become slower.
+    (verification or Verification(path)).require_whole()
+    return build_loaded(read_checkpoint(path, checksums=False))
 
 
 def build_loaded(checkpoint: Checkpoint) -> LoadedModel:
