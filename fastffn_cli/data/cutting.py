@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 
 from fastffn_cli.data.tokenizer import Tokenizer
 
-# Candidates are looked for in the last TAIL characters, and proved with CONTEXT characters either
-# side. TRIES of each pattern are proved before the next pattern.
-TAIL = 16384
+# Candidates are looked for in so many last characters, then in more, and proved with CONTEXT
+# characters either side. TRIES of each pattern are proved before the next pattern.
+TAILS = (512, 16384)
 CONTEXT = 96
 TRIES = 8
 # A text without any good place is cut anyway when it is this long, so that memory stays bounded.
@@ -42,10 +42,11 @@ class Cutter:
         """Give the position of the last good cut of `text`, or None to read on."""
         if self._tokenizer.is_bytes:
             return len(text)
-        start = max(CONTEXT, len(text) - TAIL)
-        tail = text[start : len(text) - CONTEXT]
-        for pattern in PATTERNS:
-            found = [start + match.end() for match in pattern.finditer(tail)]
+        for tail, pattern in product(TAILS, PATTERNS):
+            start = max(CONTEXT, len(text) - tail)
+            found = [
+                start + match.end() for match in pattern.finditer(text[start : len(text) - CONTEXT])
+            ]
             for position in islice(reversed(found), TRIES):
                 if self._is_safe(text, position):
                     return position
@@ -53,6 +54,17 @@ class Cutter:
             self.forced += 1
             return len(text)
         return None
+
+    def split(self, text: str, size: int) -> Iterator[str]:
+        """Yield `text` in slices of at most `size` characters, and whole from where none fits."""
+        start = 0
+        while len(text) - start > size:
+            length = self(text[start : start + size])
+            if length is None:
+                break
+            yield text[start : start + length]
+            start += length
+        yield text[start:]
 
     def _is_safe(self, text: str, position: int) -> bool:
         left = text[position - CONTEXT : position]

@@ -37,7 +37,11 @@ class TextSource:
     def batches(self) -> Iterator[EncodedBatch]:
         """Yield the ids of all documents in order."""
         for batch in encode_batches(
-            self._reader, self._tokenizer, workers=self._workers, dtype=self.dtype
+            self._reader,
+            self._tokenizer,
+            self._cutter,
+            workers=self._workers,
+            dtype=self.dtype,
         ):
             self._utf8_bytes += batch.utf8_bytes
             yield batch

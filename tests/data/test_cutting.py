@@ -73,6 +73,27 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole(
     assert cutter.forced == 0
 
 
+@pytest.mark.parametrize("kind", ["gpt2_like", "newline_joining", "bytes"])
+@pytest.mark.parametrize("text", [ENGLISH[:120_000], CHINESE * 30, (AWKWARD + "x") * 900, "", "a"])
+def test_slices_are_short_and_have_the_tokens_of_the_whole(
+    kind: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = build_bytes_tokenizer() if kind == "bytes" else request.getfixturevalue(kind)
+    slices = list(Cutter(tokenizer).split(text, PIECE))
+    assert "".join(slices) == text
+    assert all(0 < len(each) <= PIECE for each in slices) or slices == [""]
+    assert [token for each in slices for token in tokenizer.encode(each)] == tokenizer.encode(text)
+
+
+def test_from_where_no_cut_is_safe_the_text_stays_whole(gpt2_like: Tokenizer) -> None:
+    words, stretch = ENGLISH[:5000], "x" * 9000
+    cutter = Cutter(gpt2_like)
+    *_, rest = slices = list(cutter.split(words + stretch + words, PIECE))
+    assert "".join(slices) == words + stretch + words
+    assert rest.endswith(stretch + words)
+    assert cutter.forced == 0
+
+
 def test_a_tokenizer_that_marks_the_front_of_a_text_is_not_cut(tmp_path: Path) -> None:
     """One that puts a sign before each text would put one at each cut as well."""
     engine = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
