@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastffn_cli.engine.device import Device
 
 CPUINFO_FILE = Path("/proc/cpuinfo")
+GENERATION = {"cpu family": "family", "model": "model"}  # of x86
 
 
 def commit() -> str:
@@ -46,8 +47,14 @@ def start_kernels(device: Device) -> str:
 
 
 def _processor() -> str:
-    if CPUINFO_FILE.is_file():
-        for line in CPUINFO_FILE.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The processor's name and generation, which virtual machines often leave out of the name."""
+    if not CPUINFO_FILE.is_file():
+        return platform.processor() or platform.machine()
+    told = {}
+    for line in CPUINFO_FILE.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), value.strip())
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    parts = [f"{key} {told[each]}" for each, key in GENERATION.items() if each in told]
+    return f"{told['model name']} ({', '.join(parts)})" if parts else told["model name"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import size_curves
+from benchmarks import provenance, size_curves
 from benchmarks.all import PAGES, fill, read_all_sections, read_sections
 from benchmarks.tables import SKIPPED, markdown, median_and_middle_half
 
@@ -145,3 +145,19 @@ def test_table_and_middle_half():
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     assert median_and_middle_half([4.0, 1.0, 2.0, 3.0, 5.0]) == "3.00 (2.00 to 4.00)"
     assert median_and_middle_half([1.234]) == "1.23"
+
+
+@pytest.mark.parametrize(
+    ("told", "processor"),
+    [
+        (
+            "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n\ncpu family\t: 9\n",
+            "AMD EPYC (family 26, model 2)",
+        ),
+        ("model name\t: Kunpeng-920\n", "Kunpeng-920"),
+    ],
+)
+def test_a_figure_names_the_generation_of_its_processor(told, processor, monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text(told, encoding="utf-8")
+    monkeypatch.setattr(provenance, "CPUINFO_FILE", tmp_path / "cpuinfo")
+    assert provenance.machine().startswith(f"{processor}, ")
