@@ -27,12 +27,11 @@ def loaded():
 @pytest.mark.parametrize("leading", [(1,), (5, 67), (1003,), (7001,)])
 @pytest.mark.parametrize("width", [3, 16, 77, 256])
 def test_output_and_gradients_agree_with_float64(rng, name, leading, width):
-    """Three values may be nearly alike, and a norm of them is as wrong as float32 makes it."""
     arrays = random_arrays(rng, name, leading, width)
-    with library.suspended():
-        of_float32 = largest_error(name, arrays)
+    if width == 3:  # as many values may be nearly alike, whose norm float32 cannot know
+        arrays[0] += np.array([-4, 0, 4], np.float32)
 
-    assert largest_error(name, arrays) < max(TOLERANCE, 3 * of_float32)
+    assert largest_error(name, arrays) < TOLERANCE
 
 
 @each_operator
