@@ -275,7 +275,7 @@ def test_many_updates_are_those_of_paddles_adamw(corrected: bool) -> None:
     ]:
         assert one.keys() == other.keys()
         for name, array in one.items():
-            # The worst of 400 inputs was 2e-6: where gradients cancel, an update magnifies rounding.
+            # 2e-6 in the worst of 400 inputs: an update magnifies rounding where gradients cancel.
             atol = 1e-5 * float(np.abs(other[name]).max())
             np.testing.assert_allclose(array, other[name], rtol=0, atol=atol, err_msg=name)
 
