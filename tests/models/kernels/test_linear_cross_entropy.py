@@ -181,9 +181,9 @@ def test_what_is_not_finite_comes_out_as_such(form, value, where):
     case = Case(*RAGGED)
     case.mask[:] = 1
     getattr(case, where)[5, 3] = value
-    finite = [np.isfinite(each).all() for each in case.run()]
-    # Paddle's softmax on a CPU takes a logit that is NaN for a small one; dx shows it all the same.
-    assert not any(finite) if form == "kernel" else not finite[1]
+    _, *gradients = finite = [np.isfinite(each).all() for each in case.run()]
+    # Paddle's softmax on a CPU may make a finite loss of such logits; then a gradient shows it.
+    assert not any(finite) if form == "kernel" else not all(gradients)
 
 
 def test_repeated_it_is_the_same_to_the_bit(form):
