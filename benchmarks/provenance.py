@@ -48,13 +48,11 @@ def start_kernels(device: Device) -> str:
 
 def _processor() -> str:
     """The processor's name and generation, which virtual machines often leave out of the name."""
-    if not CPUINFO_FILE.is_file():
-        return platform.processor() or platform.machine()
-    told = {}
-    for line in CPUINFO_FILE.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        told.setdefault(key.strip(), value.strip())
-    if "model name" not in told:
-        return platform.processor() or platform.machine()
-    parts = [f"{key} {told[each]}" for each, key in GENERATION.items() if each in told]
-    return f"{told['model name']} ({', '.join(parts)})" if parts else told["model name"]
+    told: dict[str, str] = {}
+    if CPUINFO_FILE.is_file():
+        for line in CPUINFO_FILE.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            told.setdefault(key.strip(), value.strip())
+    name = told.get("model name") or platform.processor() or platform.machine()
+    parts = [f"{short} {told[key]}" for key, short in GENERATION.items() if key in told]
+    return f"{name} ({', '.join(parts)})" if parts else name

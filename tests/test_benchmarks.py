@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,21 @@ SHORT = {
         *("-o", "Model.hidden_size=32", "-o", "Model.num_attention_heads=2"),
     ),
     "prepare_throughput": ("--rounds", "1", "--megabytes", "1"),
+}
+
+# Rows of the page's summary, by how they begin, and the table that their figures are of.
+TARGETS = {
+    "dense training": "against_torch",
+    "stage 1 (rank 8)": "against_torch",
+    "3 times as fast as stock": "against_stock",
+    "stage 1 over dense": "stage_ratio",
+    "thin feed-forwards": "ffn_kernel",
+    "generating": "generation_speed",
+    "a new token": "generation_prefix",
+    "`--help`": "startup",
+    "checkpoints at": "checkpoint_speed",
+    "`prepare`": "prepare_throughput",
+    "memory and time": "soak",
 }
 
 
@@ -145,6 +161,19 @@ def test_table_and_middle_half():
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     assert median_and_middle_half([4.0, 1.0, 2.0, 3.0, 5.0]) == "3.00 (2.00 to 4.00)"
     assert median_and_middle_half([1.234]) == "1.23"
+
+
+@pytest.mark.parametrize(("target", "script"), TARGETS.items())
+def test_the_summary_states_what_the_tables_say(target, script):
+    page = PAGES[0].read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {target}")]
+    stated = re.findall(r"\d+\.\d+", re.sub(r"\(.*?\)", "", row.split("|")[2]))
+    section = page.split(f"<!-- bench: {script}.py -->")[1].split("<!-- /bench -->")[0]
+    measured = [float(number) for number in re.findall(r"\d+\.\d+", section)]
+    assert stated
+    for number in stated:
+        half = 0.501 * 10 ** -len(number.partition(".")[2])
+        assert any(abs(float(number) - value) <= half for value in measured), number
 
 
 @pytest.mark.parametrize(

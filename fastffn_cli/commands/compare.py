@@ -80,7 +80,7 @@ def run(
             ui.notice(missing)
         from fastffn_cli.comparison.course import look_at_arms, run_comparison
 
-        configs, text = look_at_arms(plan, place)
+        configs, data = look_at_arms(plan, place)
         words = ["fastffn", "compare", "-c", config]
         for argument in overrides:
             words += ["-o", argument]
@@ -88,7 +88,7 @@ def run(
         words += ["--device", device] if device else []
         if config == "-":  # the folder has what came from stdin, all options included
             words = ["fastffn", "compare", "-c", str(plan.out_dir / PLAN_FILE)]
-        run_comparison(plan, place, configs, text=text, command=shlex.join(words))
+        run_comparison(plan, place, configs, data=data, command=shlex.join(words))
     _report(plan.out_dir, as_json)
 
 

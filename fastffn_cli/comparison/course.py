@@ -72,19 +72,19 @@ def look_at_arms(plan: Plan, device: Device) -> tuple[dict[str, Config], str]:
 
 
 def run_comparison(
-    plan: Plan, device: Device, configs: Mapping[str, Config], *, text: str, command: str
+    plan: Plan, device: Device, configs: Mapping[str, Config], *, data: str, command: str
 ) -> None:
     """Make all runs of a plan that are not over yet.
 
-    `configs` and `text` are what `look_at_arms` found, `command` is what continues the comparison.
+    `configs` and `data` are what `look_at_arms` found, `command` is what continues the comparison.
     Raises `Interrupted` with everything saved, `UserError` when the plan or the text no longer fits
     the runs or another process is at it, and `RunFailed`.
     """
     view = ui.LiveTable(COLUMNS)
     with _hold(plan.out_dir), listen(view.note) as stop:
         check_unchanged([*sweep_specs(plan), *token_specs(plan, choose_rates(plan))])
-        for name, content in plan.files.items():
-            storage.write_file(plan.out_dir / name, content)
+        for name, text in plan.files.items():
+            storage.write_file(plan.out_dir / name, text)
 
         def raise_if_stopped() -> None:
             if stop.exit_code is not None:
@@ -100,7 +100,7 @@ def run_comparison(
             assert done is not None, "only a stop leaves it unfinished"
             return done
 
-        calibration = _calibrate(plan, configs, text, device, run)
+        calibration = _calibrate(plan, configs, data, device, run)
         outlook = Outlook(plan, calibration.paces())
         for specs in _phases(plan, calibration, outlook, view):
             _make(plan, specs, outlook, view, stop)
@@ -185,7 +185,7 @@ def _phases(
 def _calibrate(
     plan: Plan,
     configs: Mapping[str, Config],
-    text: str,
+    data: str,
     device: Device,
     run: Callable[[list[str]], subprocess.CompletedProcess[str]],
 ) -> Calibration:
@@ -198,7 +198,7 @@ def _calibrate(
         "commit": source_commit(),
         "model": f"GPT {model.num_layers} layers x {model.hidden_size}, "
         f"{model.num_attention_heads} heads, vocabulary {model.vocab_size:,}",
-        "data": text,
+        "data": data,
     }
     timed = {
         name: with_values(config, {"Global.cpu_threads": plan.threads})

@@ -14,10 +14,10 @@ from itertools import islice, product
 
 from fastffn_cli.data.tokenizer import Tokenizer
 
-# Candidates are looked for in so many last characters, then in more, and proved with CONTEXT
-# characters either side. TRIES of each pattern are proved before the next pattern.
-TAILS = (512, 16384)
+# Candidates are proved with CONTEXT characters either side, and looked for near the end first, then
+# farther from it (REACHES). TRIES of each pattern are proved before the next pattern.
 CONTEXT = 96
+REACHES = ((CONTEXT, 512), (512, 16384))
 TRIES = 8
 # A text without any good place is cut anyway when it is this long, so that memory stays bounded.
 LONGEST_PIECE = 1 << 20
@@ -42,11 +42,9 @@ class Cutter:
         """Give the position of the last good cut of `text`, or None to read on."""
         if self._tokenizer.is_bytes:
             return len(text)
-        for tail, pattern in product(TAILS, PATTERNS):
-            start = max(CONTEXT, len(text) - tail)
-            found = [
-                start + match.end() for match in pattern.finditer(text[start : len(text) - CONTEXT])
-            ]
+        for (near, far), pattern in product(REACHES, PATTERNS):
+            start, stop = max(CONTEXT, len(text) - far), max(0, len(text) - near)
+            found = [match.end() for match in pattern.finditer(text, start, stop)]
             for position in islice(reversed(found), TRIES):
                 if self._is_safe(text, position):
                     return position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,8 @@ def identify_tokens(folder: TokenFolder) -> str:
 
     The same line means the same text but for ids that `fingerprint` does not read.
     """
-    sources = [PurePath(source["name"]).name for source in folder.meta.get("sources", [])]
-    named = ", ".join(sources[:NAMED_SOURCES]) or ", ".join(file.name for file in folder.files)
-    more = len(sources) - NAMED_SOURCES
+    names = folder.sources or [file.name for file in folder.files]
+    named, more = ", ".join(names[:NAMED_SOURCES]), len(names) - NAMED_SOURCES
     parts = [
         f"{folder.num_tokens:,} tokens in {folder.num_documents:,} documents",
         f"made from {named}{f' and {more:,} more' if more > 0 else ''}",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,13 @@ class TokenFolder:
         return self.meta.get("vocab_size")
 
     @property
+    def sources(self) -> list[str]:
+        """Names of the files of text, in their order; none if `meta.json` does not tell."""
+        told = self.meta.get("sources")
+        items = told if isinstance(told, list) else []
+        return [PurePath(item["name"]).name for item in items if _has_name(item)]
+
+    @property
     def eos_id(self) -> int | None:
         """Id of the end-of-text token, if `meta.json` tells it."""
         return self.meta.get("eos_id")
@@ -129,6 +136,11 @@ def open_tokens(path: Path, *, vocab_size: int | None = None) -> TokenFolder:
         meta=_read_meta(folder_dir / META_FILE),
         tokenizer_dir=folder_dir if has_tokenizer else None,
     )
+
+
+def _has_name(item: object) -> bool:
+    """Whether this is an entry of `prepare`: a meta.json may be of another program."""
+    return isinstance(item, dict) and isinstance(item.get("name"), str)
 
 
 def _find_prefixes(path: Path) -> tuple[Path, list[str]]:

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastffn_cli.data.cutting import Cutter
 from fastffn_cli.data.describe import describe_tokens, fingerprint, identify_tokens
+from fastffn_cli.data.documents import Piece
+from fastffn_cli.data.encoding import TEXT_CHARS, TextBatch, encode_batches
 from fastffn_cli.data.prepare import Request, prepare
 from fastffn_cli.data.token_files import open_tokens
 from fastffn_cli.data.token_writer import npy_header
@@ -313,3 +316,25 @@ def test_other_ids_of_the_same_lengths_are_another_text(text_dir: Path, tmp_path
 def test_files_of_other_programs_are_named_themselves() -> None:
     folder = open_tokens(Path(__file__).parents[1] / "fixtures" / "fleetx" / "tiny_data")
     assert f"made from {folder.files[0].name}; fingerprint" in identify_tokens(folder)
+
+
+@pytest.mark.parametrize("sources", ["a.txt", ["a.txt"], [{"file": "a.txt"}], {"name": "a.txt"}])
+def test_a_description_of_another_program_is_no_list_of_files(
+    sources: object, text_dir: Path, tmp_path: Path
+) -> None:
+    prepare(Request((text_dir,), tmp_path / "out", "bytes"))
+    folder = open_tokens(tmp_path / "out")
+    foreign = replace(folder, meta={"sources": sources})
+    assert f"made from {folder.files[0].name}; fingerprint" in identify_tokens(foreign)
+
+
+def test_a_long_document_is_encoded_in_slices() -> None:
+    tokenizer = Tokenizer.load(Path(__file__).parents[1] / "fixtures" / "hf_gpt2" / "model")
+    text = ENGLISH[:100_000]
+    batches = [TextBatch([Piece("one", last=True), Piece(text, last=True)])]
+    (batch,) = encode_batches(batches, tokenizer, Cutter(tokenizer), workers=1, dtype="i4")
+    assert batch.lens.size > 100_000 // TEXT_CHARS
+    assert np.flatnonzero(batch.last).tolist() == [0, batch.lens.size - 1]
+    whole = [[*tokenizer.encode(each), tokenizer.eos_id] for each in ("one", text)]
+    assert batch.ids.tolist() == whole[0] + whole[1]
+    assert batch.lens.sum() == batch.ids.size
